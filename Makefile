@@ -1,0 +1,49 @@
+# Needs git, make and Python >= 3.11; `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format services-start services-stop lock clean
+
+RUN := .venv/bin/python -m
+LOCKS := requirements-build.lock pyproject.toml
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/runtime ## Follow ten simulated chats and check every fold (ARGS="--serve", see `relay demo --help`)
+	@.venv/bin/relay demo $(ARGS)
+
+test: lint ## Start RabbitMQ and PostgreSQL, lint, run the whole suite (ARGS="tests/core -x" narrows it)
+	@.venv/bin/python scripts/services run -- $(RUN) pytest $(ARGS)
+
+lint: .venv/dev ## Check style, format, types, floors and shell scripts
+	@$(RUN) ruff check --quiet
+	@$(RUN) ruff format --check --quiet || { echo 'not formatted: run "make format"' >&2; exit 1; }
+	@$(RUN) mypy
+	@.venv/bin/lint-imports
+	@.venv/bin/shellcheck scripts/venv scripts/lock .ci/run
+
+format: .venv/dev ## Format the code and repair what ruff can
+	@$(RUN) ruff check --fix
+	@$(RUN) ruff format
+
+services-start: .venv/dev ## Start RabbitMQ and PostgreSQL, leave them running, print their variables
+	@.venv/bin/python scripts/services start
+
+services-stop: .venv/dev ## Stop what services-start left running
+	@.venv/bin/python scripts/services stop
+
+lock: .venv/runtime ## Remake the locks from pyproject.toml (ARGS=--upgrade takes the newest versions)
+	@scripts/lock $(ARGS)
+
+clean: ## Stop the services; remove .venv, caches and builds
+	@if [ -x .venv/bin/python ]; then .venv/bin/python scripts/services stop; fi
+	@rm -rf .venv .services .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	@find relay tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/runtime: requirements.lock $(LOCKS)
+	@scripts/venv runtime
+
+.venv/dev: requirements-dev.lock $(LOCKS)
+	@scripts/venv dev

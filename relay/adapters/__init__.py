@@ -1,0 +1,1 @@
+"""One module per outside system; each keeps a promise of `relay.ports`."""

@@ -1,0 +1,1 @@
+"""Client for the chats API of a Coder server, usable on its own."""
