@@ -1,0 +1,465 @@
+"""The contract, version 1: what one event is, what it carries, and how it looks on the wire.
+
+Everything that other people's systems depend on is named here: exchange, routing keys, CloudEvents attributes,
+and the `data` of each type. The JSON Schemas and the AsyncAPI document in `docs/contract/` are made from these types.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Literal, NotRequired, TypedDict, cast
+from uuid import UUID, uuid5
+
+from relay.core.errors import BadEvent
+
+EXCHANGE = "coder.chats"
+CONTENT_TYPE = "application/cloudevents+json"
+APP_ID = "coder-chat-relay"
+
+# The root of all event ids. It must never change: a new value would make every old event look new.
+_NAMESPACE = UUID("6b2f7a0e-6f43-5c0e-9a53-3f0f8a3a5d11")
+
+JsonObject = dict[str, object]
+
+
+class Origin(StrEnum):
+    """How the relay learned of the fact."""
+
+    SNAPSHOT = "snapshot"
+    LIVE = "live"
+    RECONCILE = "reconcile"
+    REPLAY = "replay"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRef:
+    """Which chat, whose, where. `deployment` is the server's URL without a trailing slash."""
+
+    deployment: str
+    chat_id: UUID
+    owner_id: UUID
+    root_chat_id: UUID
+
+
+# --- data, by type -------------------------------------------------------------------------------------------------
+# Absent means not known. Objects that come from upstream are carried as they were sent, unknown fields included.
+
+
+class MessageData(TypedDict):
+    """A durable message exists."""
+
+    message: JsonObject  # the ChatMessage as upstream sent it
+    text: str  # its plain text: all `text` parts joined
+
+
+class HistoryData(TypedDict):
+    """History was rewritten. A consumer drops every id up to the maximum of `message_ids` that is not among them."""
+
+    message_ids: list[int]  # the whole history now, ascending
+    removed_ids: list[int]  # informs only; may lack ids that an earlier session published
+    reason: Literal["edit", "reconcile", "restart"]
+
+
+class ChatErrorData(TypedDict):
+    """What upstream says went wrong, in the newest server's form."""
+
+    message: str
+    kind: NotRequired[str]
+    provider: NotRequired[str]
+    retryable: NotRequired[bool]
+    status_code: NotRequired[int]
+    detail: NotRequired[str]
+
+
+class StatusData(TypedDict):
+    """The status of the chat changed."""
+
+    status: str
+    previous: str | None  # the last one published; null only if none ever was
+    last_error: NotRequired[ChatErrorData | None]
+
+
+class TokenUsage(TypedDict, total=False):
+    """Sums over the steps of a turn, in tokens."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    reasoning_tokens: int
+    cache_creation_tokens: int
+    cache_read_tokens: int
+
+
+class TurnData(TypedDict):
+    """A turn ended: a user message and all that followed up to the next one."""
+
+    outcome: Literal["completed", "interrupted", "failed"]
+    message_ids: list[int]
+    steps: int  # assistant messages, compaction's own left out
+    usage: TokenUsage
+    error: NotRequired[ChatErrorData]
+
+
+class ErrorData(ChatErrorData):
+    """An error of the turn (reason `turn`) or of the stream itself (the other reasons)."""
+
+    reason: Literal["turn", "dropped_messages", "snapshot_failed", "bad_frame"]
+
+
+class RetryData(TypedDict):
+    """Upstream repeats a model call that failed."""
+
+    attempt: int  # 1 for the first repetition of a step
+    delay_ms: int
+    error: str
+    retrying_at: str
+    kind: NotRequired[str]
+    provider: NotRequired[str]
+    status_code: NotRequired[int]
+
+
+class QueueData(TypedDict):
+    """The queue of waiting prompts changed."""
+
+    queued_messages: list[JsonObject]  # the whole queue, oldest first, as upstream sent it
+
+
+class LifecycleData(TypedDict):
+    """Discovery saw the chat appear, change, be archived, come back, or vanish."""
+
+    chat: JsonObject  # the Chat as upstream sent it; for `gone` the last one known
+    changed: list[str]  # fields that differ from the last lifecycle event, sorted
+
+
+class ActionData(TypedDict):
+    """The chat waits for results of client-side tools."""
+
+    tool_calls: list[JsonObject]
+
+
+class PreviewData(TypedDict):
+    """A live fragment of the step in progress."""
+
+    step: int  # counts up within the session, from 0
+    role: str
+    part: JsonObject  # as upstream sent it; adjoining text may be joined
+    offset: int  # before it in the step: code points of text, characters of args_delta, else a count
+
+
+class PreviewResetData(TypedDict):
+    """Everything previewed of the step so far is void."""
+
+    step: int
+    reason: Literal["retry", "gap", "reconnect", "superseded"]
+
+
+class Tokens(TypedDict):
+    """Token counts of one charge; output includes reasoning, input leaves out what was read from the cache."""
+
+    input: int
+    output: int
+    reasoning: int
+    cache_read: int
+    cache_write: int
+
+
+class ChargedData(TypedDict):
+    """One assistant message was charged."""
+
+    message_id: int
+    model: str
+    tokens: Tokens
+    cost_micros: int | None  # millionths of a US dollar; null when no price is known
+    price: NotRequired[dict[str, str]]  # US dollars per million tokens, exact decimals
+    owner_id: str
+    root_chat_id: str
+
+
+class Scope(TypedDict):
+    """Whose spend: `kind` is user, group, deployment or chat."""
+
+    kind: str
+    id: str
+
+
+class PeriodData(TypedDict):
+    """`start` is part of the period, `end` is not; both UTC."""
+
+    kind: str
+    start: str
+    end: str
+
+
+class Evidence(TypedDict):
+    """What an alert rests on."""
+
+    charges: int
+    last_message_ids: list[int]
+    prices: list[dict[str, str]]
+
+
+class LimitData(TypedDict):
+    """Spend of a scope met a limit in a period."""
+
+    policy: str
+    scope: Scope
+    period: PeriodData
+    percent: int  # the level that was reached
+    spend_micros: int
+    limit_micros: int
+    evidence: Evidence
+    action: NotRequired[str]
+
+
+class ArchiveData(TypedDict):
+    """A transcript was archived, or could not be."""
+
+    url: str
+    sha256: str
+    bytes: int
+    messages: int
+    first_id: int | None
+    last_id: int | None
+    reason: NotRequired[str]
+
+
+Data = (
+    MessageData
+    | HistoryData
+    | StatusData
+    | TurnData
+    | ErrorData
+    | RetryData
+    | QueueData
+    | LifecycleData
+    | ActionData
+    | PreviewData
+    | PreviewResetData
+    | ChargedData
+    | LimitData
+    | ArchiveData
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EventType:
+    """One row of the contract's table: `family.event`, its details, and the shape of its data."""
+
+    family: str
+    event: str
+    details: tuple[str, ...]  # "*" where values we do not know yet pass through
+    data: type
+    transient: bool = False
+    detail_in_type: bool = True  # False where the detail is a role, a status value or a scope
+
+
+_SCOPES = ("user", "group", "deployment", "chat")
+CONTRACT: tuple[EventType, ...] = (
+    EventType("chat", "message", ("system", "user", "assistant", "tool", "*"), MessageData, detail_in_type=False),
+    EventType("chat", "history", ("replaced",), HistoryData),
+    EventType(
+        "chat",
+        "status",
+        ("waiting", "pending", "running", "paused", "completed", "error", "requires_action", "interrupting", "*"),
+        StatusData,
+        detail_in_type=False,
+    ),
+    EventType("chat", "turn", ("completed", "interrupted", "failed"), TurnData),
+    EventType("chat", "error", ("turn", "stream"), ErrorData),
+    EventType("chat", "retry", ("scheduled",), RetryData),
+    EventType("chat", "queue", ("updated",), QueueData),
+    EventType("chat", "lifecycle", ("created", "updated", "archived", "unarchived", "gone"), LifecycleData),
+    EventType("chat", "action", ("required",), ActionData),
+    EventType(
+        "chat",
+        "preview",
+        ("text", "reasoning", "tool-call", "tool-result", "source", "file", "file-reference", "other"),
+        PreviewData,
+        transient=True,
+    ),
+    EventType("chat", "preview", ("reset",), PreviewResetData, transient=True),
+    EventType("usage", "charged", _SCOPES, ChargedData, detail_in_type=False),
+    *(
+        EventType("usage", event, _SCOPES, LimitData, detail_in_type=False)
+        for event in ("threshold", "exceeded", "forecast", "recovered", "enforced", "unpriced")
+    ),
+    *(
+        EventType("archive", event, ("_",), ArchiveData, detail_in_type=False)
+        for event in ("stored", "failed", "sealed")
+    ),
+)
+_BY_NAME = {(t.family, t.event): t for t in CONTRACT}
+PREVIEW_DETAILS = frozenset(d for t in CONTRACT if t.data is PreviewData for d in t.details)
+
+
+# --- one event -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One fact about one chat, ready to publish.
+
+    `id` says which fact it is and is the same from any replica after any restart; `(session, position)` says when
+    in the life of the chat it was told. `time` is RFC 3339 in UTC.
+    """
+
+    id: UUID
+    family: str
+    event: str
+    detail: str
+    chat: ChatRef
+    data: Data
+    time: str
+    origin: Origin
+    session: int
+    position: int
+    subject: str = ""  # empty: the chat id
+    in_chat: bool = True  # False: the chat's word of the routing key is "_"
+
+    @property
+    def transient(self) -> bool:
+        """True for previews: they may be joined, and under pressure dropped."""
+        return self.event == "preview" and self.family == "chat"
+
+    @property
+    def routing_key(self) -> str:
+        """`<family>.<event>.<detail>.<owner_id>.<chat_id>`, lower case, always five words."""
+        chat = str(self.chat.chat_id) if self.in_chat else "_"
+        return f"{self.family}.{self.event}.{routing_word(self.detail)}.{self.chat.owner_id}.{chat}"
+
+    @property
+    def type(self) -> str:
+        """CloudEvents `type`: `io.chatrelay.<family>.<event>[.<detail>].v1`."""
+        row = _BY_NAME[self.family, self.event]
+        detail = f".{self.detail}" if row.detail_in_type else ""
+        return f"io.chatrelay.{self.family}.{self.event}{detail}.v1"
+
+    def envelope(self) -> JsonObject:
+        """The CloudEvents 1.0 document in structured mode."""
+        return {
+            "specversion": "1.0",
+            "id": str(self.id),
+            "source": f"{self.chat.deployment}/chats/{self.chat.chat_id}",
+            "type": self.type,
+            "subject": self.subject or str(self.chat.chat_id),
+            "time": self.time,
+            "datacontenttype": "application/json",
+            "dataschema": f"urn:chatrelay:schema:{self.type.removeprefix('io.chatrelay.')}",
+            "session": self.session,
+            "position": self.position,
+            "origin": self.origin.value,
+            "ownerid": str(self.chat.owner_id),
+            "rootchatid": str(self.chat.root_chat_id),
+            # A trace of its own for each fact, so that consumers can join their spans to it; not sampled by us.
+            "traceparent": f"00-{self.id.hex}-{self.id.hex[16:]}-00",
+            "data": self.data,
+        }
+
+    def encode(self) -> bytes:
+        """The body on the wire: UTF-8 JSON, no needless spaces."""
+        return encode_json(self.envelope())
+
+
+def decode_event(body: bytes, routing_key: str) -> Event:
+    """The event in a message: the opposite of `Event.encode` and `Event.routing_key`.
+
+    Unknown attributes are passed over. `data` is what the JSON holds: a consumer checks what it uses.
+
+    Raises:
+        BadEvent: It is not one of ours; the text says what is wrong with it.
+    """
+    try:
+        document = json.loads(body)
+        family, event, detail, owner, chat_word = routing_key.split(".")
+        deployment, _, chat_id = document["source"].rpartition("/chats/")
+        if (family, event) not in _BY_NAME:
+            raise BadEvent(f"no such event: {family}.{event}")
+        if not isinstance(document["data"], dict):
+            raise BadEvent("data is not an object")
+        return Event(
+            id=UUID(document["id"]),
+            family=family,
+            event=event,
+            detail=detail,
+            chat=ChatRef(deployment, UUID(chat_id), UUID(owner), UUID(document["rootchatid"])),
+            data=cast(Data, document["data"]),
+            time=str(document["time"]),
+            origin=Origin(document["origin"]),
+            session=int(document["session"]),
+            position=int(document["position"]),
+            subject=str(document["subject"]),
+            in_chat=chat_word != "_",
+        )
+    except KeyError as exc:
+        raise BadEvent(f"attribute {exc} is missing") from exc
+    except (ValueError, TypeError, AttributeError, RecursionError) as exc:
+        raise BadEvent(f"not an event of the relay: {exc}") from exc
+
+
+def event_id(chat: ChatRef, kind: str, *source: object) -> UUID:
+    """The id of a fact: uuid5 over deployment, chat, kind and what makes the fact itself.
+
+    `source` may hold strings, integers, None and lists of them. Different inputs give different names: they are
+    written as JSON, in which no value can run into the next.
+    """
+    name = json.dumps([chat.deployment, str(chat.chat_id), kind, *source], ensure_ascii=True, separators=(",", ":"))
+    return uuid5(_NAMESPACE, name)
+
+
+def encode_json(value: object) -> bytes:
+    """JSON as UTF-8. Half surrogate pairs, which UTF-8 cannot hold, stay escaped as upstream sent them."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def routing_word(value: str) -> str:
+    """`value` as one word of a routing key: lower case, anything but letters, digits, `-` and `_` made `_`.
+
+    >>> routing_word("Queued.For Capacity")
+    'queued_for_capacity'
+    """
+    return re.sub(r"[^a-z0-9_-]", "_", value.lower())[:64] or "_"
+
+
+def utc(moment: datetime) -> str:
+    """RFC 3339 in UTC, microseconds kept.
+
+    >>> utc(datetime(2026, 3, 1, 12, tzinfo=UTC))
+    '2026-03-01T12:00:00Z'
+    """
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+_RFC3339 = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE)
+
+
+def to_utc(stamp: str) -> str | None:
+    """An upstream time stamp in UTC with all its digits (up to nanoseconds), None when it is none.
+
+    >>> to_utc("2026-03-20T20:00:05.123456789+02:00")
+    '2026-03-20T18:00:05.123456789Z'
+    """
+    match = _RFC3339.fullmatch(stamp)
+    if match is None:
+        return None
+    seconds, fraction, zone = match.groups()
+    try:
+        moment = datetime.fromisoformat(seconds + zone.upper().replace("Z", "+00:00")).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+    return f"{moment:%Y-%m-%dT%H:%M:%S}".rjust(19, "0") + (fraction or "") + "Z"
+
+
+def plain_text(message: Mapping[str, object]) -> str:
+    """All `text` parts of a ChatMessage joined, in order; other parts have no plain text."""
+    content = message.get("content")
+    if not isinstance(content, Sequence) or isinstance(content, str):
+        return ""
+    texts = (part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text")
+    return "".join(text for text in texts if isinstance(text, str))

@@ -1,0 +1,256 @@
+"""From a text frame to typed events: the one place that knows how each dialect writes them.
+
+D0 (servers up to 2.32) wraps events in an envelope `{"type":"data","data":[…]}`; later ones send the bare array.
+Which one is in use shows in every frame, so both are read at any time.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
+
+from relay.core.errors import BadFrame
+from relay.core.events import ChatErrorData, JsonObject, encode_json, plain_text
+
+COMPACTION_TOOL = "chat_summarized"  # the server's own call and result around a summary; no model or user asked for it
+
+
+class Message:
+    """A durable message, its upstream object kept whole in `raw`."""
+
+    def __init__(self, raw: JsonObject) -> None:
+        """Raises TypeError when `raw` has no integer `id` or no `role`."""
+        if type(raw.get("id")) is not int or not isinstance(raw.get("role"), str):
+            raise TypeError("a message needs an integer id and a role")
+        self.raw = raw
+        self.id = cast(int, raw["id"])
+        self.role = cast(str, raw["role"])
+
+    @cached_property
+    def parts(self) -> list[JsonObject]:
+        """Its parts; a message without content has none."""
+        content = self.raw.get("content")
+        return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+
+    @cached_property
+    def text(self) -> str:
+        """All text parts joined."""
+        return plain_text(self.raw)
+
+    @cached_property
+    def reasoning(self) -> str:
+        """All reasoning parts joined."""
+        return "".join(str(part.get("text", "")) for part in self.parts if part.get("type") == "reasoning")
+
+    @cached_property
+    def calls(self) -> frozenset[str]:
+        """Ids of the tool calls that want a `tool` message: those the provider ran itself do not."""
+        return frozenset(
+            str(part.get("tool_call_id"))
+            for part in self.parts
+            if part.get("type") == "tool-call" and not part.get("provider_executed")
+        )
+
+    @cached_property
+    def results(self) -> frozenset[str]:
+        """Ids of the tool calls that it answers."""
+        return frozenset(str(part.get("tool_call_id")) for part in self.parts if part.get("type") == "tool-result")
+
+    @cached_property
+    def compaction(self) -> bool:
+        """True for the visible traces of a compaction."""
+        return any(part.get("tool_name") == COMPACTION_TOOL for part in self.parts)
+
+    @property
+    def usage(self) -> Mapping[str, object] | None:
+        """Token counts; None on all but the assistant messages of regularly finished steps."""
+        usage = self.raw.get("usage")
+        return usage if isinstance(usage, dict) else None
+
+    @property
+    def created_at(self) -> str:
+        """As upstream wrote it; empty when absent."""
+        return str(self.raw.get("created_at") or "")
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the content: a promoted prompt has that of its queue entry."""
+        return content_digest(self.raw.get("content"))
+
+
+@dataclass(frozen=True, slots=True)
+class MessageSeen:
+    """A durable message."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class PartSeen:
+    """A live part."""
+
+    role: str
+    part: JsonObject
+
+    @property
+    def kind(self) -> str:
+        """The part's type."""
+        return str(self.part.get("type"))
+
+    @property
+    def call_id(self) -> str | None:
+        """Of tool calls and results."""
+        call_id = self.part.get("tool_call_id")
+        return call_id if isinstance(call_id, str) and call_id else None
+
+    @property
+    def local_result(self) -> bool:
+        """The result of a tool that the server ran, as opposed to the provider."""
+        return self.kind == "tool-result" and not self.part.get("provider_executed")
+
+
+@dataclass(frozen=True, slots=True)
+class StatusSeen:
+    """A status, perhaps the one before once more."""
+
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorSeen:
+    """Upstream's `error` event: of the turn, or of the stream."""
+
+    error: ChatErrorData
+
+
+@dataclass(frozen=True, slots=True)
+class RetrySeen:
+    """Upstream will repeat a model call."""
+
+    raw: JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSeen:
+    """The whole queue."""
+
+    entries: list[JsonObject]
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownSeen:
+    """An event type that this version does not know."""
+
+    type: str
+
+
+Seen = MessageSeen | PartSeen | StatusSeen | ErrorSeen | RetrySeen | QueueSeen | UnknownSeen
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The events of one frame, in order. `refused` is set by an envelope error: the server cannot serve the stream."""
+
+    events: tuple[Seen, ...]
+    refused: ChatErrorData | None = None
+
+
+def decode_frame(text: str) -> Frame:
+    """Read a text frame of a chat stream, of any dialect.
+
+    Raises:
+        BadFrame: It is not JSON (`bad_json`), or a known event lacks what it promises (`schema`).
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise BadFrame(f"frame is not JSON: {type(exc).__name__}", "bad_json", text) from exc
+    try:
+        if isinstance(value, dict) and "chat_id" not in value and value.get("type") in ("data", "ping", "error"):
+            if value["type"] == "error":
+                return Frame((), refused=error_data(value.get("data")))
+            value = value.get("data") or []
+        rows = value if isinstance(value, list) else [value]
+        return Frame(tuple(_seen(row) for row in rows))
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise BadFrame(f"frame has an unexpected shape: {exc}", "schema", text) from exc
+
+
+def _seen(row: JsonObject) -> Seen:
+    kind = row["type"]
+    if not isinstance(kind, str):
+        raise TypeError("an event needs a type")
+    match kind:
+        case "message":
+            return MessageSeen(Message(_object(row["message"])))
+        case "message_part":
+            body = _object(row["message_part"])
+            part = _object(body["part"])
+            if not isinstance(part.get("type"), str):
+                raise TypeError("a part needs a type")
+            return PartSeen(str(body.get("role") or "assistant"), part)
+        case "status":
+            return StatusSeen(_text(_object(row["status"])["status"]))
+        case "error":
+            return ErrorSeen(error_data(row["error"]))
+        case "retry":
+            retry = _object(row["retry"])
+            _text(retry["retrying_at"]), int(cast(int, retry["attempt"]))
+            return RetrySeen(retry)
+        case "queue_update":
+            # Left out when empty, by the server's own rule.
+            entries = row.get("queued_messages") or []
+            if not isinstance(entries, list):
+                raise TypeError("queued_messages is not a list")
+            return QueueSeen([queue_entry(entry) for entry in entries])
+        case _:
+            return UnknownSeen(kind)
+
+
+def queue_entry(entry: object) -> JsonObject:
+    """A waiting prompt as upstream sent it, checked for its id. Raises TypeError."""
+    checked = _object(entry)
+    if type(checked.get("id")) is not int:
+        raise TypeError("a queued message needs an integer id")
+    return checked
+
+
+def error_data(value: object) -> ChatErrorData:
+    """Upstream's error in the newest form, whether it was a string (up to 2.33) or an object."""
+    if isinstance(value, str):
+        return {"message": value}
+    fields = value if isinstance(value, dict) else {}
+    error: ChatErrorData = {"message": str(fields.get("message") or "")}
+    for name in ("kind", "provider", "detail"):
+        if fields.get(name):
+            error[name] = str(fields[name])
+    if isinstance(fields.get("retryable"), bool):
+        error["retryable"] = fields["retryable"]
+    if isinstance(fields.get("status_code"), int) and fields["status_code"]:
+        error["status_code"] = fields["status_code"]
+    return error
+
+
+def content_digest(content: object) -> str:
+    """The same for equal content, whatever the order of keys."""
+    return hashlib.sha256(encode_json(_sorted(content))).hexdigest()[:16]
+
+
+def _sorted(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    return [_sorted(item) for item in value] if isinstance(value, list) else value
+
+
+def _object(value: object) -> JsonObject:
+    if not isinstance(value, dict):
+        raise TypeError(f"expected an object, got {type(value).__name__}")
+    return cast(JsonObject, value)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected a string, got {type(value).__name__}")
+    return value

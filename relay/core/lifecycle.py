@@ -1,0 +1,45 @@
+"""What changed about a chat itself, as opposed to what was said in it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from relay.core.events import JsonObject
+from relay.core.frames import content_digest
+
+# Told by events of their own, or moving with every turn.
+_PASSED_OVER = frozenset(
+    {"status", "last_error", "updated_at", "has_unread", "last_turn_summary", "queued_for_capacity"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LifecycleChange:
+    """The next lifecycle event of a chat."""
+
+    event: str  # created, updated, archived, unarchived
+    changed: list[str]  # names of fields, sorted
+    digest: str  # of their values
+    fields: dict[str, str]  # digest of every field, to compare with next time
+    archived: bool
+
+
+def lifecycle_change(chat: JsonObject, last: Mapping[str, str] | None, *, was_archived: bool) -> LifecycleChange | None:
+    """Compare a Chat as REST gives it with the last lifecycle event; None when there is nothing to tell.
+
+    Watch sends partial chats, zeros where it knows nothing: they must not come here.
+
+    Args:
+        last: `fields` of the last change; None when the chat was never told of.
+    """
+    fields = {name: content_digest(value) for name, value in chat.items() if name not in _PASSED_OVER}
+    changed = sorted(name for name in {*fields, *(last or {})} if fields.get(name) != (last or {}).get(name))
+    archived = bool(chat.get("archived"))
+    if not changed:
+        return None
+    event = "updated"
+    if last is None:
+        event = "created"
+    elif archived != was_archived:
+        event = "archived" if archived else "unarchived"
+    digest = content_digest({name: chat.get(name) for name in changed})
+    return LifecycleChange(event, changed, digest, fields, archived)

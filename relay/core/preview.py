@@ -1,0 +1,337 @@
+"""Live text of the step in progress, honest about what upstream repeats, delays and loses.
+
+Parts have no ids. They overtake the messages they belong to, come after them, come again from the start of the step
+on every connect, or never. What leaves here is, for each step, a prefix of what upstream produced, told once, or
+preceded by a reset that takes back what was told before.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from relay.core.events import Event, JsonObject, PreviewData
+from relay.core.frames import COMPACTION_TOOL, Message, PartSeen
+
+ResetReason = Literal["retry", "gap", "reconnect", "superseded"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """New live content. `offset`: code points of its text (of `args_delta` for tool calls) before it, else a count."""
+
+    step: int
+    role: str
+    part: JsonObject
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """What was told of the step so far is void."""
+
+    step: int
+    reason: ResetReason
+
+
+Told = Fragment | Reset
+
+
+@dataclass(slots=True)
+class _Channel:
+    """One thread of content within a step: its text, its reasoning, or the arguments of one call."""
+
+    length: int = 0  # code points told
+    heard: int = 0  # of those, how many upstream has repeated on this connection
+    _pieces: list[str] = field(default_factory=list)
+
+    @property
+    def told(self) -> str:
+        self._pieces = ["".join(self._pieces)]  # joined only when asked for: steps of many thousand parts exist
+        return self._pieces[0]
+
+    def add(self, text: str) -> None:
+        self._pieces.append(text)
+        self.length += len(text)
+
+
+@dataclass(slots=True)
+class _Step:
+    number: int
+    channels: dict[str, _Channel] = field(default_factory=dict)
+    wholes: set[str] = field(default_factory=set)  # keys of parts that come in one piece
+    heard: list[PartSeen] = field(default_factory=list)  # since the connection began, while it repeats what was told
+    counts: dict[str, int] = field(default_factory=dict)  # whole parts heard on this connection, per kind
+    calls: set[str] = field(default_factory=set)
+    results: bool = False  # a local tool-result was heard: the model's part of the step is over
+
+    @property
+    def told_anything(self) -> bool:
+        return bool(self.wholes) or any(channel.length for channel in self.channels.values())
+
+    def channel(self, name: str) -> _Channel:
+        return self.channels.setdefault(name, _Channel())
+
+    def told_text(self, name: str) -> str:
+        channel = self.channels.get(name)
+        return channel.told if channel else ""
+
+    def forget(self) -> None:
+        self.channels.clear()
+        self.wholes.clear()
+        self.counts.clear()
+
+    def rewind(self) -> None:
+        self.heard.clear()
+        self.counts.clear()
+        self.results = False
+        for channel in self.channels.values():
+            channel.heard = 0
+
+    @property
+    def repeating(self) -> bool:
+        return any(channel.heard < channel.length for channel in self.channels.values())
+
+
+class LiveText:
+    """Sort live parts into steps. Every method returns what to tell, in order."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._steps: deque[_Step] = deque()  # without their message yet; the last one is in progress
+        self._stored_calls: set[str] = set()
+        self._earlier_calls: set[str] = set()  # of the turn before
+        self._late = {"text": "", "reasoning": ""}  # of the newest stored step: what no part has told
+        self._held: list[PartSeen] = []  # parts that may be the end of the newest stored step
+        self.dropped = 0  # parts that belonged to a stored step
+
+    def part(self, seen: PartSeen) -> list[Told]:
+        """A part of a running chat."""
+        if seen.part.get("tool_name") == COMPACTION_TOOL:
+            return []
+        call = seen.call_id
+        if call is not None and (call in self._stored_calls or call in self._earlier_calls):
+            self.dropped += 1
+            return []
+        if seen.kind == "tool-result":
+            return self._held_as_new() + self._tell(self._step_of(call), seen)
+        if self._late.get(seen.kind) and self._may_be_late(seen):
+            return []
+        return self._held_as_new() + self._tell(self._current(), seen)
+
+    def stored(self, message: Message) -> list[Told]:
+        """An assistant message: the oldest step without one has ended, and this is what it was."""
+        if message.compaction:
+            return []
+        told: list[Told] = [] if self._steps else self._held_as_new()
+        text, reasoning = "", ""
+        step = self._ended_by(message)
+        if step is not None:
+            text, reasoning = step.told_text("text"), step.told_text("reasoning")
+            # A provider may keep the opening chunk of a reasoning block to itself: the rest of it is no gap.
+            whole = message.text.startswith(text) and reasoning in message.reasoning
+            if not whole:
+                told.append(Reset(step.number, "gap"))
+        self._stored_calls |= {str(p["tool_call_id"]) for p in message.parts if p.get("tool_call_id")}
+        self._held.clear()
+        self._late = {
+            "text": message.text[len(text) :] if message.text.startswith(text) else "",
+            "reasoning": message.reasoning[len(reasoning) :] if message.reasoning.startswith(reasoning) else "",
+        }
+        return told
+
+    def retry(self) -> list[Told]:
+        """The model call failed and will be made again: its parts are void. The step keeps its number."""
+        self._held.clear()
+        if not self._steps or self._steps[-1].results:
+            return []
+        step = self._steps[-1]
+        told: list[Told] = [Reset(step.number, "retry")] if step.told_anything else []
+        step.forget()
+        step.rewind()
+        return told
+
+    def superseded(self) -> list[Told]:
+        """The turn is over: a step that has no message by now will never have one."""
+        told: list[Told] = [Reset(step.number, "superseded") for step in self._steps if step.told_anything]
+        self._steps.clear()
+        self._held.clear()
+        self._late = {"text": "", "reasoning": ""}
+        self._earlier_calls, self._stored_calls = self._stored_calls, set()
+        return told
+
+    def disconnected(self) -> None:
+        """The connection ended: the next one tells the step in progress from its start."""
+        for step in self._steps:
+            step.rewind()
+        self._held.clear()
+        self._late = {"text": "", "reasoning": ""}
+
+    def snapshot(self, parts: list[PartSeen], *, stored_calls: Iterable[str], newest_text: str | None) -> list[Told]:
+        """The buffered parts that a connection begins with.
+
+        Some servers repeat the stored step before the running one. Its parts end at the last call that a stored
+        message has; a step of text alone is recognised by its text.
+        """
+        calls = set(stored_calls) | self._stored_calls
+        last = max((at for at, seen in enumerate(parts) if seen.call_id in calls), default=-1)
+        kept = parts[last + 1 :]
+        if newest_text and kept and all(seen.kind in ("text", "reasoning") for seen in kept):
+            text = "".join(str(seen.part.get("text", "")) for seen in kept if seen.kind == "text")
+            if text == newest_text and not self._told_is(text):
+                kept = []
+        self.dropped += len(parts) - len(kept)
+        return [told for seen in kept for told in self.part(seen)]
+
+    # --- which step -------------------------------------------------------------------------------------------------
+
+    def _step_of(self, call: str | None) -> _Step:
+        by_call = next((step for step in self._steps if call in step.calls), None)
+        return by_call or (self._steps[-1] if self._steps else self._current())
+
+    def _current(self) -> _Step:
+        # Tools run when the model has said all: what the assistant says after a result is the next step, even if
+        # the messages of this one are still on their way.
+        if not self._steps or self._steps[-1].results:
+            self._steps.append(_Step(self._next))
+            self._next += 1
+        return self._steps[-1]
+
+    def _ended_by(self, message: Message) -> _Step | None:
+        if not self._steps:
+            return None
+        oldest = self._steps[0]
+        if oldest.calls and message.calls and not (oldest.calls & message.calls):
+            return None  # the message of a step whose parts never came
+        return self._steps.popleft()
+
+    def _told_is(self, text: str) -> bool:
+        return bool(self._steps) and bool(told := self._steps[-1].told_text("text")) and text.startswith(told)
+
+    # --- late or new ------------------------------------------------------------------------------------------------
+
+    def _may_be_late(self, seen: PartSeen) -> bool:
+        if self._steps:
+            return False  # the next step has begun
+        held = "".join(str(one.part.get("text", "")) for one in self._held if one.kind == seen.kind)
+        held += str(seen.part.get("text", ""))
+        if not self._late[seen.kind].startswith(held):
+            return False
+        self._held.append(seen)
+        if held == self._late[seen.kind]:
+            self.dropped += sum(one.kind == seen.kind for one in self._held)
+            self._held = [one for one in self._held if one.kind != seen.kind]
+            self._late[seen.kind] = ""
+        return True
+
+    def _held_as_new(self) -> list[Told]:
+        """The held parts were not the end of the stored step: they begin the next one."""
+        held, self._held = self._held, []
+        self._late = {"text": "", "reasoning": ""}
+        return [told for seen in held for told in self._tell(self._current(), seen)]
+
+    # --- what to tell -----------------------------------------------------------------------------------------------
+
+    def _tell(self, step: _Step, seen: PartSeen) -> list[Told]:
+        if seen.kind == "tool-call" and seen.call_id:
+            step.calls.add(seen.call_id)
+        if seen.local_result:
+            step.results = True
+        delta, channel_name = _delta(seen)
+        if channel_name is None:
+            return self._tell_whole(step, seen)
+        channel = step.channel(channel_name)
+        ahead = channel.told[channel.heard :] if channel.heard < channel.length else ""
+        if step.repeating:
+            step.heard.append(seen)
+        if not (ahead.startswith(delta) or delta.startswith(ahead)):
+            return self._begin_anew(step, channel.told, channel_name)
+        fresh, offset = delta[len(ahead) :], channel.length
+        channel.heard += len(delta)
+        channel.add(fresh)
+        if not step.repeating:
+            step.heard.clear()
+        return [Fragment(step.number, seen.role, _with_delta(seen, fresh), offset)] if fresh else []
+
+    def _tell_whole(self, step: _Step, seen: PartSeen) -> list[Told]:
+        count = step.counts.get(seen.kind, 0)
+        step.counts[seen.kind] = count + 1
+        key = f"{seen.kind}:{seen.call_id or count}"
+        if step.repeating:
+            step.heard.append(seen)
+        if key in step.wholes:
+            return []
+        step.wholes.add(key)
+        offset = count
+        if seen.kind == "tool-call":
+            offset = len(step.told_text(f"args:{seen.call_id}"))
+        return [Fragment(step.number, seen.role, seen.part, offset)]
+
+    def _begin_anew(self, step: _Step, told: str, channel_name: str) -> list[Told]:
+        """Upstream's repetition differs from what was told: take it back and tell the repetition."""
+        heard = step.heard[:]
+        text = "".join(_delta(seen)[0] for seen in heard if _delta(seen)[1] == channel_name)
+        reason: ResetReason = "gap" if _is_subsequence(told[: len(text)], text) else "reconnect"
+        step.forget()
+        step.rewind()
+        again: list[Told] = [Reset(step.number, reason)]
+        for seen in heard:
+            again += self._tell(step, seen)
+        return again
+
+
+def _delta(seen: PartSeen) -> tuple[str, str | None]:
+    """The text that a part adds and the channel it adds to; channel None for a part that is whole in itself."""
+    if seen.kind in ("text", "reasoning"):
+        return str(seen.part.get("text", "")), seen.kind
+    delta = seen.part.get("args_delta")
+    if seen.kind == "tool-call" and isinstance(delta, str) and "args" not in seen.part:
+        return delta, f"args:{seen.call_id}"
+    return "", None
+
+
+def _with_delta(seen: PartSeen, text: str) -> JsonObject:
+    name = "args_delta" if seen.kind == "tool-call" else "text"
+    return seen.part if seen.part.get(name) == text else {**seen.part, name: text}
+
+
+def _is_subsequence(short: str, long: str) -> bool:
+    letters = iter(long)
+    return all(letter in letters for letter in short)
+
+
+def coalesce(events: Iterable[Event]) -> list[Event]:
+    """Join adjoining text of previews that wait together: same step, same kind, one right behind the other.
+
+    The joined event has the id and position of its first piece.
+    """
+    joined: list[Event] = []
+    for event in events:
+        before = joined[-1] if joined else None
+        merged = _merged(before, event) if before is not None else None
+        if merged is None:
+            joined.append(event)
+        else:
+            joined[-1] = merged
+    return joined
+
+
+def _merged(before: Event, event: Event) -> Event | None:
+    if not (before.transient and event.transient) or before.detail != event.detail or event.detail == "reset":
+        return None
+    first, second = _preview(before), _preview(event)
+    one, two = first["part"], second["part"]
+    name = "args_delta" if event.detail == "tool-call" else "text"
+    head, tail = one.get(name), two.get(name)
+    if not (event.detail in ("text", "reasoning", "tool-call") and isinstance(head, str) and isinstance(tail, str)):
+        return None
+    same = first["step"] == second["step"] and first["role"] == second["role"]
+    same = same and {**one, name: ""} == {**two, name: ""} and first["offset"] + len(head) == second["offset"]
+    if not same or "args" in one:
+        return None
+    data: PreviewData = {**first, "part": {**one, name: head + tail}}
+    return replace(before, data=data)
+
+
+def _preview(event: Event) -> PreviewData:
+    return event.data  # type: ignore[return-value]  # `transient` and not a reset: it is PreviewData

@@ -1,0 +1,715 @@
+"""Following one chat, without sockets, clocks or tasks: frames and REST answers in, events and a resume point out.
+
+    tail = ChatTail(chat, session, resume)
+    tail.connected(after_id)          a stream was opened with this cursor
+    tail.feed(frame, at)              -> Batch: publish its events; answer what it wants
+    tail.answered(chat, page, at)     -> Batch: the REST read that a batch wanted
+    tail.settled(at)                  -> Batch: `tail.settling`, and no frame came for a moment
+    tail.disconnected()               the stream ended, however
+    tail.commit()                     what to save, once the broker has confirmed all events so far
+
+A tail that is dropped before its commit was saved leaves no trace: the next one tells the same facts again, with the
+same ids. Servers up to 2.34 tell edits badly and ends of turns early; where the frames alone cannot decide, a batch
+wants a REST read (`Reconcile`) and everything behind the doubtful event waits for its answer.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Literal, cast
+from uuid import UUID
+
+from relay.core.events import (
+    PREVIEW_DETAILS,
+    ChatErrorData,
+    ChatRef,
+    Data,
+    ErrorData,
+    Event,
+    HistoryData,
+    JsonObject,
+    Origin,
+    RetryData,
+    StatusData,
+    TurnData,
+    event_id,
+    to_utc,
+    utc,
+)
+from relay.core.frames import (
+    ErrorSeen,
+    Frame,
+    Message,
+    MessageSeen,
+    PartSeen,
+    QueueSeen,
+    RetrySeen,
+    Seen,
+    StatusSeen,
+    UnknownSeen,
+    content_digest,
+    error_data,
+    queue_entry,
+)
+from relay.core.lifecycle import lifecycle_change
+from relay.core.preview import LiveText, Reset, Told
+from relay.core.resume import Commit, QueueEntry, ResumePoint
+from relay.core.turn import Turn
+
+IDLE = frozenset({"waiting", "error", "completed", "paused"})
+SNAPSHOT_FRAME = 256  # a snapshot is cut into frames of so many events; the first shorter one ends it
+_KEEP_LEFT = 20  # the server's limit of a queue: more prompts cannot be on their way
+
+HistoryReason = Literal["edit", "reconcile", "restart"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reconcile:
+    """A wish for a REST read: the chat, and its newest messages down to an id at or below `down_to`."""
+
+    reason: str
+    down_to: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """What came of one input, in the order in which it must go out."""
+
+    events: list[Event] = field(default_factory=list)
+    wants: Reconcile | None = None  # answer before the next frame
+    reconnect: str | None = None  # the stream is dead although its socket lives
+    replays: int = 0  # events that were known already
+    gaps: int = 0  # resets because upstream lost or changed live parts
+    unknown: list[str] = field(default_factory=list)  # event types we do not know
+
+
+class ChatTail:
+    """One follower's view of one chat, for one session."""
+
+    def __init__(self, chat: ChatRef, session: int, resume: ResumePoint) -> None:
+        self.chat = chat
+        self.session = session
+        self._position = 0
+        self._connection = 0
+        self._asked = 0  # the after_id of this connection
+        self._snapshot: list[Seen] | None = None  # collected until complete; None once it is
+        self._unproved: list[Seen] | None = None  # a whole snapshot that waits for a REST answer
+        self._pending: deque[Seen] = deque()  # live events that wait for one
+        self._waited_for = 0  # the message that the last answer was wanted for
+        self._batch = Batch()
+        self._at = datetime.fromtimestamp(0, UTC)
+        self._origin = Origin.SNAPSHOT
+        self._wanted: Reconcile | None = None
+        self._live = LiveText()
+        self._early: list[PartSeen] = []  # parts before `running`
+
+        self._known = set(resume.known)
+        self._saved = set(resume.known)
+        self._gone: set[int] = set()
+        self._turn_id = resume.turn
+        self._turn: Turn | None = Turn(resume.open) if resume.open is not None else None
+        self._idle_seen = resume.idle_seen
+        self._newest_text: str | None = None  # of the newest assistant message seen
+        self._error = resume.error
+        self._failed = resume.idle_seen and resume.status == "error"
+        self._error_turn = resume.error_turn
+        self._status = resume.status
+        self._status_key = resume.status_key
+        self._status_counts = dict(resume.status_counts)
+        self._status_told = False  # in this session
+        self._upstream_status: str | None = None  # last one observed on this connection
+        self._queue = resume.queue
+        self._queue_max = resume.queue_max
+        self._left = list(resume.left)
+        self._armed = False  # a live prompt came while the queue was empty: an empty queue_update now means an edit
+        self._action = resume.action
+        self._retry = resume.retry
+        self._doubt = resume.doubt
+        self._statement_due = not resume.clean
+        self._lifecycle = resume.lifecycle
+        self._lifecycle_count = resume.lifecycle_count
+        self._archived = resume.archived
+
+    # --- what the follower asks ---------------------------------------------------------------------------------------
+
+    @property
+    def after(self) -> int:
+        """The cursor of the next connection.
+
+        Just before the last user message, whether or not its turn has ended: the replay rebuilds the turn, and that
+        the message comes back proves that nothing before it was edited away.
+        """
+        return self._turn_id - 1 if self._turn_id is not None else 0
+
+    @property
+    def beyond(self) -> int:
+        """The highest id known: the cursor when the history behind `after` is too large to be sent."""
+        return max(self._known, default=0)
+
+    @property
+    def settling(self) -> bool:
+        """An idle status was seen but the turn's last message may still be on its way."""
+        return self._turn is not None and self._idle_seen and self._snapshot is None and not self._pending
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is going on: no open turn, an idle status, no doubt."""
+        return self._turn is None and self._upstream_status in IDLE and self._doubt is None and self._snapshot is None
+
+    @property
+    def running(self) -> bool:
+        """Upstream says that a turn is being worked on."""
+        return self._upstream_status is not None and self._upstream_status not in IDLE
+
+    @property
+    def dropped_parts(self) -> int:
+        """Live parts that belonged to a step already told."""
+        return self._live.dropped
+
+    # --- inputs -------------------------------------------------------------------------------------------------------
+
+    def connected(self, after_id: int) -> None:
+        """A stream was opened with `after_id`."""
+        self._connection += 1
+        self._asked = after_id
+        self._snapshot = []
+        self._origin = Origin.SNAPSHOT
+
+    def disconnected(self) -> None:
+        """The stream ended: what it left half done is void."""
+        if self._armed:
+            self._doubt = self._doubt or "prompt"  # the mark of an edit may have been on its way
+        self._snapshot = self._unproved = self._wanted = None
+        self._pending.clear()
+        self._early.clear()
+        self._armed = False
+        self._upstream_status = None
+        self._live.disconnected()
+
+    def feed(self, frame: Frame, at: datetime) -> Batch:
+        """One frame, received at `at`."""
+        self._at = at
+        if frame.refused is not None:
+            return self._refused(frame.refused)
+        if self._snapshot is None:
+            self._pending.extend(frame.events)
+            return self._drain()
+        self._snapshot.extend(frame.events)
+        if len(frame.events) >= SNAPSHOT_FRAME:
+            return self._out()
+        collected, self._snapshot = self._snapshot, None
+        if self._proves_itself(collected):
+            self._take_snapshot(collected)
+        else:
+            self._unproved = collected
+            self._want("reconnect")
+        return self._drain()
+
+    def answered(
+        self,
+        chat: JsonObject,
+        messages: Sequence[JsonObject],
+        queue: Sequence[JsonObject],
+        *,
+        complete: bool,
+        at: datetime,
+    ) -> Batch:
+        """The REST read that `wants` asked for. `messages` newest first; `complete`: there are none below the last."""
+        self._at = at
+        wanted, self._wanted = self._wanted or Reconcile("unasked", self.after), None
+        page = sorted((Message(raw) for raw in messages), key=lambda message: message.id)
+        if not complete and self._known and not any(message.id in self._known for message in page) and wanted.down_to:
+            # Nothing we know is in sight: an edit of something older than what was read.
+            self._want(wanted.reason, down_to=0)
+            return self._out()
+        self._doubt = None
+        origin, self._origin = self._origin, Origin.RECONCILE
+        self._adopt(page, complete=complete)
+        self._origin = origin
+        if self._unproved is not None:
+            collected, self._unproved = self._unproved, None
+            self._take_snapshot(collected)
+        self._origin = Origin.RECONCILE
+        self._take_queue([queue_entry(entry) for entry in queue])
+        self._judge(chat, wanted.reason)
+        self._origin = Origin.LIVE
+        return self._drain()
+
+    def settled(self, at: datetime) -> Batch:
+        """No frame came for the settle time while `settling`: read what the turn came to."""
+        self._at = at
+        self._want("settle")
+        return self._out()
+
+    def recheck(self, at: datetime, reason: str = "timer") -> Batch:
+        """Compare with REST, for no other reason than that time went by, or that the follower lost something."""
+        self._at = at
+        self._want(reason)
+        return self._out()
+
+    def stream_error(self, message: str, reason: Literal["bad_frame", "snapshot_failed"], at: datetime) -> Batch:
+        """The follower could not use the stream: tell it, and doubt what may have been in it."""
+        self._at = at
+        self._stream_error({"message": message}, reason)
+        return self._out()
+
+    def discovered(self, chat: JsonObject, at: datetime) -> Batch:
+        """The chat as REST gives it now: tell what changed since the last lifecycle event."""
+        self._at = at
+        change = lifecycle_change(chat, self._lifecycle, was_archived=self._archived)
+        if change is not None:
+            self._emit(
+                "lifecycle",
+                change.event,
+                {"chat": chat, "changed": change.changed},
+                event_id(self.chat, "lifecycle", change.event, change.digest, self._lifecycle_count),
+                origin=Origin.RECONCILE,
+            )
+            self._lifecycle, self._archived = change.fields, change.archived
+            self._lifecycle_count += 1
+        return self._out()
+
+    def gone(self, chat: JsonObject, at: datetime) -> Batch:
+        """Upstream says the chat does not exist any more."""
+        self._at = at
+        key = event_id(self.chat, "lifecycle", "gone", "", self._lifecycle_count)
+        self._lifecycle_count += 1
+        self._emit("lifecycle", "gone", {"chat": chat, "changed": []}, key, origin=Origin.RECONCILE)
+        return self._out()
+
+    def commit(self) -> Commit:
+        """Call only after the broker confirmed every event handed out so far."""
+        known = frozenset(self._known)
+        point = ResumePoint(
+            known=known,
+            after=self.after,
+            turn=self._turn_id,
+            open=self._turn.id if self._turn else None,
+            idle_seen=self._idle_seen,
+            error=self._error,
+            error_turn=self._error_turn,
+            status=self._status,
+            status_key=self._status_key,
+            status_counts=dict(self._status_counts),
+            queue=self._queue,
+            queue_max=self._queue_max,
+            left=tuple(self._left),
+            action=self._action,
+            retry=self._retry,
+            doubt=self._doubt or ("prompt" if self._armed else None),
+            lifecycle=self._lifecycle,
+            lifecycle_count=self._lifecycle_count,
+            archived=self._archived,
+            clean=not self._statement_due,
+        )
+        commit = Commit(point, known - self._saved, frozenset(self._saved - known))
+        self._saved = set(known)
+        return commit
+
+    # --- the snapshot -------------------------------------------------------------------------------------------------
+
+    def _take_snapshot(self, events: Iterable[Seen]) -> None:
+        """A whole snapshot, put into the order of its meaning: messages by id, status, queue, parts."""
+        messages: dict[int, Message] = {}
+        parts: list[PartSeen] = []
+        rest: list[Seen] = []
+        queue: list[JsonObject] = []
+        for seen in events:
+            match seen:
+                case MessageSeen(message):
+                    messages[message.id] = message
+                case PartSeen():
+                    parts.append(seen)
+                case QueueSeen(entries):
+                    queue = entries
+                case _:
+                    rest.append(seen)
+        above = {key for key in self._known if key > self._asked}
+        if missing := above - set(messages):
+            self._remove(missing, (self._known - missing) | set(messages), "edit")
+        for key in sorted(messages):
+            self._take_message(messages[key], history_complete=True)
+        if self._statement_due:
+            # After a crash: consumers may hold messages that were confirmed, not saved, and edited away since.
+            self._statement(self._known, set(), "restart")
+        for seen in rest:
+            self._take(seen)
+        self._take_queue(queue)
+        self._take_snapshot_parts(parts)
+        self._origin = Origin.LIVE
+        if self._doubt is not None:
+            self._want(self._doubt)
+
+    def _proves_itself(self, events: Iterable[Seen]) -> bool:
+        """True when the snapshot shows by itself all that happened to history since the last point.
+
+        An edit takes away a suffix that begins with a user message, and adds a user message above it. So it is in
+        full view when a user message that is known came back, or when everything known lies above the cursor.
+        """
+        messages = [seen.message for seen in events if isinstance(seen, MessageSeen)]
+        if all(key > self._asked for key in self._known):
+            return True
+        if any(m.role == "user" and m.id in self._known for m in messages):
+            return True
+        missing = {key for key in self._known if key > self._asked} - {m.id for m in messages}
+        return not missing and not any(m.role == "user" for m in messages)
+
+    def _take_snapshot_parts(self, parts: list[PartSeen]) -> None:
+        if not parts or self._upstream_status in IDLE or self._upstream_status == "pending":
+            return  # of a run that is over: the messages tell it better
+        stored = self._turn.calls if self._turn else frozenset[str]()
+        self._tell(self._live.snapshot(parts, stored_calls=stored, newest_text=self._newest_text))
+
+    # --- live events --------------------------------------------------------------------------------------------------
+
+    def _drain(self) -> Batch:
+        while self._pending and self._wanted is None:
+            seen = self._pending.popleft()
+            if not self._take(seen):
+                self._pending.appendleft(seen)
+        return self._out()
+
+    def _take(self, seen: Seen) -> bool:
+        """Take in one event; False when it must wait for a REST answer and then be taken again."""
+        match seen:
+            case MessageSeen(message):
+                return self._take_message(message)
+            case PartSeen():
+                self._take_part(seen)
+            case StatusSeen(status):
+                self._take_status(status)
+            case QueueSeen(entries):
+                self._take_queue_update(entries)
+            case ErrorSeen(error):
+                self._take_error(error)
+            case RetrySeen(raw):
+                self._take_retry(raw)
+            case UnknownSeen(kind):
+                self._batch.unknown.append(kind)
+        return True
+
+    def _take_message(self, message: Message, *, history_complete: bool = False) -> bool:
+        if message.id in self._gone:
+            return True
+        if message.id in self._known:
+            self._batch.replays += 1
+            if self._turn is not None:
+                self._turn.add(message)
+            self._note_text(message)
+            return True
+        if message.role == "user":
+            promoted = message.digest in self._left or any(message.digest == entry.digest for entry in self._queue)
+            if self._turn is not None:
+                if not (history_complete or (promoted and self._turn.closable)) and self._wait_for(message):
+                    return False
+                self._close_turn()
+            elif self._queue and not promoted and not history_complete and self._wait_for(message):
+                return False
+            if message.digest in self._left:
+                self._left.remove(message.digest)
+            self._armed = not self._queue and not promoted and not history_complete
+            self._open_turn(message)
+        self._publish_message(message)
+        return True
+
+    def _wait_for(self, prompt: Message) -> bool:
+        """Want a REST read before `prompt` is taken in; False when that was done already and told nothing of it."""
+        if self._waited_for == prompt.id:
+            return False
+        self._waited_for = prompt.id
+        self._want("prompt")
+        return True
+
+    def _publish_message(self, message: Message) -> None:
+        self._known.add(message.id)
+        if self._turn is not None:
+            self._turn.add(message)
+        if message.role == "assistant":
+            self._tell(self._live.stored(message))
+            self._armed = False
+        self._note_text(message)
+        self._emit(
+            "message",
+            message.role,
+            {"message": message.raw, "text": message.text},
+            event_id(self.chat, "message", message.id),
+            time=to_utc(message.created_at),
+        )
+
+    def _note_text(self, message: Message) -> None:
+        if message.role == "assistant" and not message.compaction:
+            self._newest_text = message.text
+
+    def _take_part(self, seen: PartSeen) -> None:
+        if self._upstream_status in IDLE or self._upstream_status == "pending":
+            # A few come just before `running`; those of a run that is over are discarded with it.
+            self._early.append(seen)
+        else:
+            self._tell(self._live.part(seen))
+
+    def _take_status(self, status: str) -> None:
+        self._upstream_status = status
+        if status != self._status or not self._status_told:
+            self._publish_status(status)
+        if status not in IDLE:
+            self._idle_seen = False
+            if status != "pending":
+                early, self._early = self._early, []
+                for seen in early:
+                    self._tell(self._live.part(seen))
+            return
+        self._early.clear()
+        if self._turn is None:
+            return
+        self._idle_seen = True
+        if status == "error":
+            self._failed = True
+            if self._error is not None:
+                self._close_turn()
+        elif self._turn.closable:
+            self._close_turn()
+
+    def _publish_status(self, status: str) -> None:
+        turn = self._turn_id or 0
+        # The first status of a session that is the last one told goes out again, with its old id.
+        if status != self._status or self._status_told:
+            occurrence = self._status_counts.get(status, 0) + 1
+            self._status_counts[status] = occurrence
+            self._status_key = (turn, status, occurrence)
+        data: StatusData = {"status": status, "previous": self._status}
+        if status != "error":
+            data["last_error"] = None
+        elif self._error is not None:
+            data["last_error"] = self._error
+        self._status, self._status_told = status, True
+        self._emit("status", status, data, event_id(self.chat, "status", *self._status_key))
+
+    def _take_queue_update(self, entries: list[JsonObject]) -> None:
+        edit = self._armed and not entries and not self._queue
+        self._armed = False
+        self._take_queue(entries)
+        if edit:
+            # The one mark of an edit: the server empties a queue that held nothing.
+            self._want("edit")
+
+    def _take_queue(self, entries: Sequence[JsonObject]) -> None:
+        queue = tuple(QueueEntry(cast(int, e["id"]), content_digest(e.get("content"))) for e in entries)
+        if queue == self._queue:
+            return
+        stay = {entry.id for entry in queue}
+        self._left += [entry.digest for entry in self._queue if entry.id not in stay]
+        self._left = self._left[-_KEEP_LEFT:]
+        self._queue = queue
+        self._queue_max = max([self._queue_max, *stay])
+        digest = content_digest([[entry.id, entry.digest] for entry in queue])
+        self._emit(
+            "queue",
+            "updated",
+            {"queued_messages": list(entries)},
+            event_id(self.chat, "queue", self._queue_max, digest),
+        )
+
+    def _take_error(self, error: ChatErrorData) -> None:
+        if error["message"] == "dropped messages":
+            self._stream_error(error, "dropped_messages")
+        elif error["message"] == "failed to load initial snapshot":
+            self._stream_error(error, "snapshot_failed")
+        else:
+            self._error = error
+            self._publish_turn_error()
+
+    def _publish_turn_error(self) -> None:
+        turn = self._turn_id or 0
+        if self._error is None or self._error_turn == turn:
+            return
+        self._error_turn = turn
+        data: ErrorData = {**self._error, "reason": "turn"}
+        self._emit("error", "turn", data, event_id(self.chat, "error", turn))
+
+    def _stream_error(
+        self, error: ChatErrorData, reason: Literal["dropped_messages", "snapshot_failed", "bad_frame"]
+    ) -> None:
+        data: ErrorData = {**error, "reason": reason}
+        key = event_id(self.chat, "stream-error", self.session, self._connection)
+        self._emit("error", "stream", data, key)
+        self._doubt = reason
+        self._batch.reconnect = reason
+
+    def _refused(self, error: ChatErrorData) -> Batch:
+        self._stream_error(error, "snapshot_failed")
+        return self._out()
+
+    def _take_retry(self, raw: JsonObject) -> None:
+        key = (str(raw["retrying_at"]), cast(int, raw["attempt"]))
+        if key == self._retry:
+            self._batch.replays += 1
+            return
+        self._retry = key
+        delay = raw.get("delay_ms")
+        data: RetryData = {
+            "attempt": key[1],
+            "delay_ms": delay if isinstance(delay, int) else 0,
+            "error": str(raw.get("error", "")),
+            "retrying_at": key[0],
+        }
+        error = error_data(raw)
+        for name in ("kind", "provider", "status_code"):
+            if name in error:
+                data[name] = error[name]
+        time = None
+        if (stamp := to_utc(key[0])) is not None:
+            moment = datetime.fromisoformat(stamp)  # nanoseconds are cut to microseconds
+            time = utc(moment - timedelta(milliseconds=data["delay_ms"]))
+        self._emit("retry", "scheduled", data, event_id(self.chat, "retry", *key), time=time)
+        self._tell(self._live.retry())
+
+    # --- REST answers -------------------------------------------------------------------------------------------------
+
+    def _adopt(self, page: Sequence[Message], *, complete: bool) -> None:
+        """Make history what REST says it is, as far down as the page reaches."""
+        ids = {message.id for message in page}
+        highest = max(ids, default=0)
+        lowest = 0 if complete else min(ids, default=0)
+        # Known ids above the page's highest are newer than the read.
+        gone = {key for key in self._known if lowest <= key < highest and key not in ids}
+        if gone:
+            surviving = (self._known - gone) | ids
+            first_above = min((key for key in surviving if key > max(gone)), default=highest)
+            edited = any(m.id == first_above and m.role == "user" for m in page)
+            self._remove(gone, surviving, "edit" if edited else "reconcile")
+        fresh = [message for message in page if message.id not in self._known and message.id not in self._gone]
+        if self._statement_due:
+            self._statement(self._known | {message.id for message in fresh}, set(), "restart")
+        for message in page:
+            if message.id in self._known or message.id in self._gone:
+                if self._turn is not None:
+                    self._turn.add(message)
+                continue
+            if message.role == "user":
+                if self._turn is not None:
+                    self._close_turn()
+                if message.digest in self._left:
+                    self._left.remove(message.digest)
+                self._open_turn(message)
+            self._publish_message(message)
+
+    def _judge(self, chat: JsonObject, reason: str) -> None:
+        """What the chat's own status and error say about the open turn."""
+        status = str(chat.get("status"))
+        if self._turn is None:
+            return
+        if not self._idle_seen:
+            # They may concern the turn before: no idle status was seen after this one's user message. Unless the
+            # stream has lost it: a fresh snapshot will tell.
+            if reason == "timer" and status in IDLE and self.running:
+                self._batch.reconnect = "stale"
+            return
+        if status not in IDLE:
+            self._idle_seen = False  # it runs again
+            return
+        if reason not in ("settle", "timer"):
+            return  # an interrupted turn's last message comes some milliseconds after the status
+        if status == "error":
+            self._failed = True
+            last_error = chat.get("last_error")
+            if last_error and self._error is None:
+                self._error = error_data(last_error)
+                self._publish_turn_error()
+        self._close_turn()
+
+    def _remove(self, gone: set[int], surviving: set[int], reason: HistoryReason) -> None:
+        """History lost `gone`; `surviving` is all of it now, ids that are published next included."""
+        self._known -= gone
+        self._gone |= gone
+        if self._turn is not None and self._turn.id in gone:
+            # Edited away before it ended: no `chat.turn` for it.
+            self._turn = None
+            self._error, self._failed = None, False
+            self._tell(self._live.superseded())
+        self._statement(surviving, gone, "restart" if self._statement_due else reason)
+
+    def _statement(self, ids: set[int], gone: set[int], reason: HistoryReason) -> None:
+        above = min((key for key in ids if key > max(gone, default=0)), default=max(ids, default=0))
+        source: tuple[object, ...] = ("session", self.session) if self._statement_due else (above,)
+        data: HistoryData = {"message_ids": sorted(ids), "removed_ids": sorted(gone), "reason": reason}
+        self._statement_due = False
+        self._emit("history", "replaced", data, event_id(self.chat, "history", *source))
+
+    # --- turns --------------------------------------------------------------------------------------------------------
+
+    def _open_turn(self, message: Message) -> None:
+        self._turn = Turn(message.id)
+        self._turn_id = message.id
+        self._idle_seen = False
+        self._error, self._failed = None, False
+        self._status_counts.clear()
+        self._early.clear()
+
+    def _close_turn(self) -> None:
+        turn, self._turn = cast(Turn, self._turn), None
+        self._tell(self._live.superseded())
+        outcome: Literal["completed", "interrupted", "failed"] = "interrupted"
+        if self._failed:
+            outcome = "failed"
+        elif turn.closable:
+            outcome = "completed"
+        data: TurnData = {
+            "outcome": outcome,
+            "message_ids": turn.message_ids,
+            "steps": turn.steps,
+            "usage": turn.usage,
+        }
+        if self._failed and self._error is not None:
+            data["error"] = self._error
+        self._idle_seen = False
+        self._emit("turn", outcome, data, event_id(self.chat, "turn", turn.id), time=to_utc(turn.ended_at))
+
+    # --- output -------------------------------------------------------------------------------------------------------
+
+    def _want(self, reason: str, down_to: int | None = None) -> None:
+        self._doubt = reason
+        if self._wanted is None:
+            self._wanted = Reconcile(reason, self.after if down_to is None else down_to)
+
+    def _tell(self, told: Iterable[Told]) -> None:
+        for item in told:
+            if isinstance(item, Reset):
+                self._batch.gaps += item.reason == "gap"
+                self._emit("preview", "reset", {"step": item.step, "reason": item.reason}, None)
+                continue
+            kind = str(item.part.get("type"))
+            detail = kind if kind in PREVIEW_DETAILS else "other"
+            data: Data = {"step": item.step, "role": item.role, "part": item.part, "offset": item.offset}
+            self._emit("preview", detail, data, None)
+
+    def _emit(
+        self,
+        event: str,
+        detail: str,
+        data: Data,
+        key: UUID | None,
+        *,
+        time: str | None = None,
+        origin: Origin | None = None,
+    ) -> None:
+        self._position += 1
+        self._batch.events.append(
+            Event(
+                id=key or event_id(self.chat, "preview", self.session, self._position),
+                family="chat",
+                event=event,
+                detail=detail,
+                chat=self.chat,
+                data=data,
+                time=time or utc(self._at),
+                origin=origin or self._origin,
+                session=self.session,
+                position=self._position,
+            )
+        )
+
+    def _out(self) -> Batch:
+        batch, self._batch = self._batch, Batch()
+        batch.wants = self._wanted
+        return batch

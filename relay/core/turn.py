@@ -1,0 +1,82 @@
+"""One turn: a user message and all that answers it."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import cast
+
+from relay.core.events import TokenUsage
+from relay.core.frames import Message
+
+_COUNTS = (
+    "input_tokens",
+    "output_tokens",
+    "total_tokens",
+    "reasoning_tokens",
+    "cache_creation_tokens",
+    "cache_read_tokens",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    role: str
+    calls: frozenset[str]
+    results: frozenset[str]
+    created_at: str
+    usage: dict[str, int] | None
+
+
+@dataclass(slots=True)
+class Turn:
+    """What is known of the turn that the user message `id` began. Messages may be added in any order, and twice."""
+
+    id: int
+    _lines: dict[int, _Line] = field(default_factory=dict)
+
+    def add(self, message: Message) -> None:
+        """Take in a message, unless it is older than the turn or a trace of compaction, which belongs to no turn."""
+        if message.id < self.id or message.compaction:
+            return
+        usage = message.usage
+        counts = {key: value for key in _COUNTS if usage and isinstance(value := usage.get(key), int)}
+        self._lines[message.id] = _Line(
+            message.role, message.calls, message.results, message.created_at, None if usage is None else counts
+        )
+
+    @property
+    def message_ids(self) -> list[int]:
+        """Ascending, the user message first."""
+        return sorted({self.id, *self._lines})
+
+    @property
+    def steps(self) -> int:
+        """Assistant messages."""
+        return sum(line.role == "assistant" for line in self._lines.values())
+
+    @property
+    def usage(self) -> TokenUsage:
+        """Sums over its steps; a kind that no step reported is absent."""
+        total: Counter[str] = Counter()
+        for line in self._lines.values():
+            total.update(line.usage or {})
+        return cast(TokenUsage, dict(total))
+
+    @property
+    def calls(self) -> frozenset[str]:
+        """Ids of all local tool calls in its messages."""
+        return frozenset().union(*(line.calls for line in self._lines.values()))
+
+    @property
+    def ended_at(self) -> str:
+        """`created_at` of its last message; empty when none was seen."""
+        return self._lines[max(self._lines)].created_at if self._lines else ""
+
+    @property
+    def closable(self) -> bool:
+        """True when the messages alone say that it was completed: the last one is an assistant's that was charged,
+        and no call waits for its result."""
+        if not self._lines:
+            return False
+        last = self._lines[max(self._lines)]
+        answered = frozenset[str]().union(*(line.results for line in self._lines.values()))
+        return last.role == "assistant" and last.usage is not None and self.calls <= answered

@@ -1,0 +1,360 @@
+"""What the programs ask of the world. Each port is a promise, kept by two adapters and tested by one contract test.
+
+Every method may raise `Unavailable` when the other side does not answer within the adapter's deadline; only what
+comes on top of that is said below. Any await may be the last: nothing here needs to be finished to stay correct.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Protocol
+from uuid import UUID
+
+from relay.core.events import ChatRef, Event, JsonObject
+from relay.core.resume import Commit, ResumePoint
+
+# --- time ----------------------------------------------------------------------------------------------------------
+
+
+class Clock(Protocol):
+    """Time, so that tests and replays can bring their own."""
+
+    def now(self) -> datetime:
+        """Wall clock, UTC. May step; never used to measure a duration."""
+
+    def monotonic(self) -> float:
+        """Seconds that only grow."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after `seconds`."""
+
+
+# --- Coder ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Whose token it is."""
+
+    user_id: UUID
+    username: str
+
+
+@dataclass(frozen=True, slots=True)
+class MessagePage:
+    """The newest messages of a chat, newest first, down to where the caller asked; and the whole queue."""
+
+    messages: Sequence[JsonObject]
+    queued_messages: Sequence[JsonObject]
+    complete: bool  # True: nothing lies below the last one
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPrice:
+    """US dollars per million tokens; None: that kind of token has no price."""
+
+    model: str
+    input: Decimal | None = None
+    output: Decimal | None = None
+    cache_read: Decimal | None = None
+    cache_write: Decimal | None = None
+
+
+class Upstream(Protocol):
+    """One account of one Coder server.
+
+    Every method raises `Unauthorized` when the token is not accepted, and those about one chat `ChatGone` (404) or
+    `ChatRefused` (other 4xx).
+    """
+
+    @property
+    def deployment(self) -> str:
+        """The server's URL without a trailing slash: part of every event id."""
+
+    async def account(self) -> Account:
+        """Whose token this is."""
+
+    async def list_chats(self, *, archived: bool) -> Sequence[JsonObject]:
+        """All own chats that are, or are not, archived, as upstream sends them; subagent chats included."""
+
+    async def chat(self, chat_id: UUID) -> JsonObject:
+        """The chat now."""
+
+    async def messages(self, chat_id: UUID, *, down_to: int) -> MessagePage:
+        """The newest messages and the queue. Pages until one id is at or below `down_to`, or all are read."""
+
+    def stream(self, chat_id: UUID, *, after_id: int) -> AbstractAsyncContextManager[AsyncIterator[str]]:
+        """Text frames of the chat's stream as they come.
+
+        The iterator ends with `Unavailable` however the connection ends (a polite close is a server restart, never
+        the end of a chat), and with `BadFrame` (reason `too_large`) at a frame over the size limit.
+        """
+
+    def watch(self) -> AbstractAsyncContextManager[AsyncIterator[str]]:
+        """Text frames of the account's watch socket; ends as `stream` does."""
+
+    async def archive_chat(self, chat_id: UUID) -> None:
+        """Archive the chat in Coder. A chat that is archived already is a success."""
+
+    async def model_prices(self) -> Mapping[UUID, ModelPrice]:
+        """Prices by model config id, as far as the server tells them; empty where it has none."""
+
+
+# --- bus -----------------------------------------------------------------------------------------------------------
+
+
+class Publisher(Protocol):
+    """The way out."""
+
+    async def publish(self, events: Sequence[Event]) -> None:
+        """Return once the broker has confirmed every event, in order.
+
+        Raises:
+            Unavailable: Some may be stored, some not. Publish all of them again.
+            Unroutable: No queue takes a durable event of these. As above.
+        """
+
+
+class Delivery(Protocol):
+    """One message of a queue. Exactly one of the three ends it; a delivery that is dropped comes again."""
+
+    @property
+    def body(self) -> bytes:
+        """As published."""
+
+    @property
+    def routing_key(self) -> str:
+        """As published."""
+
+    @property
+    def redelivered(self) -> bool:
+        """True when it may have been handled before."""
+
+    async def ack(self) -> None:
+        """Handled; its effect is stored."""
+
+    async def requeue(self) -> None:
+        """Not handled for a reason outside of the message: give it again later."""
+
+    async def dead_letter(self, reason: str) -> None:
+        """It can never be handled. It goes to the queue's dead-letter queue."""
+
+
+class Bus(Publisher, Protocol):
+    """The exchange and the relay's own queues. Declares them when it opens."""
+
+    def deliveries(self, queue: str, *, prefetch: int) -> AbstractAsyncContextManager[AsyncIterator[Delivery]]:
+        """Messages of one of the relay's queues in order of arrival, at most `prefetch` of them not yet ended.
+
+        The iterator raises `Unavailable` when the broker went away or cancelled the consumer; what was not ended
+        comes again.
+        """
+
+    def tap(self, *patterns: str) -> AbstractAsyncContextManager[AsyncIterator[Delivery]]:
+        """Copies of what is published from now on under any of the routing patterns (`*` one word, `#` any).
+
+        For a person at a terminal: nothing is kept, acking is not needed.
+        """
+
+    async def park_frame(self, chat: ChatRef, raw: bytes, reason: str) -> None:
+        """Keep a frame that could not be read, in the dead letters (`relay.frames.dead`), for a person to look at."""
+
+    async def depth(self, queue: str) -> int:
+        """How many messages are ready in one of the relay's queues."""
+
+
+# --- store ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to follow a chat. `session` grows with each claim of the chat: fencing token and order in one."""
+
+    chat: ChatRef
+    worker: str
+    session: int
+    resume: ResumePoint
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRecord:
+    """What is stored of a chat, as discovery needs it."""
+
+    chat: ChatRef
+    seen: str  # digest of the list row that was last worked off; empty before the first
+    worker: str | None  # who holds a live claim
+    clean: bool
+
+
+class Claims(Protocol):
+    """Who follows which chat, and how far."""
+
+    async def records(self, deployment: str) -> Sequence[ChatRecord]:
+        """All chats ever claimed and not forgotten."""
+
+    async def claim(self, chat: ChatRef, worker: str, *, lease_seconds: float) -> Claim | None:
+        """Take the chat, raise its session by one and mark it as not clean, all at once.
+
+        `resume` is as last saved, with `clean` as it was before this claim (True for a chat never claimed).
+        None while another worker holds a live claim. The same worker may claim again: the older claim is void.
+        """
+
+    async def renew(self, worker: str, *, lease_seconds: float) -> frozenset[UUID]:
+        """Extend all live claims of the worker; the chats it still holds. Claims that ran out are not revived."""
+
+    async def save(self, claim: Claim, commit: Commit) -> None:
+        """Store the resume point, only if the claim's session is still the chat's session.
+
+        Raises:
+            LostClaim: It is not. Nothing was written.
+        """
+
+    async def release(self, claim: Claim, commit: Commit | None, *, seen: str | None, clean: bool) -> None:
+        """Give the chat back. `seen` None leaves the stored digest. A claim that is lost already is no error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What one assistant message cost. Keyed by `(deployment, chat_id, message_id)`."""
+
+    chat: ChatRef
+    message_id: int
+    at: datetime  # the message's created_at: which period it falls into
+    model: str
+    input_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    cost_micros: int | None  # None: unpriced
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """A sum over charges. `unpriced` counts charges without a price, which add nothing."""
+
+    cost_micros: int
+    charges: int
+    unpriced: int
+    last_message_ids: Sequence[int]  # up to ten, newest first
+
+
+class Charges(Protocol):
+    """The meter's memory. Setting a charge twice changes nothing."""
+
+    async def charge(self, charge: Charge) -> bool:
+        """Store a charge; True when it was not there. The first one stays: a later copy does not change it."""
+
+    async def spend(self, deployment: str, *, owner_id: UUID | None, start: datetime, end: datetime) -> Spend:
+        """Sum over charges with `start <= at < end`, of one owner or of all."""
+
+    async def spend_by_owner(self, deployment: str) -> Mapping[UUID, Spend]:
+        """All charges ever, by owner."""
+
+    async def raise_alert(self, key: str, event: Event) -> bool:
+        """Remember that the alert `key` fires with `event`; True when it is new. The event waits to be published."""
+
+    async def unpublished_alerts(self) -> Sequence[tuple[str, Event]]:
+        """`(key, event)` of raised alerts that were not published yet, oldest first."""
+
+    async def alert_published(self, key: str) -> None:
+        """The broker has confirmed the alert."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What the archivist has gathered of a chat from the bus."""
+
+    chat: ChatRef
+    messages: Mapping[int, bytes]  # live message id -> the upstream object as JSON
+    status: str | None
+    open_turn: bool  # a user message without a `chat.turn`
+    archived: bool
+    changed_at: datetime  # when the last event of the chat was taken in
+    chat_json: bytes | None  # last Chat object seen
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveRecord:
+    """One archived transcript. `version` counts up from 1 per chat."""
+
+    chat: ChatRef
+    version: int
+    url: str
+    manifest_url: str
+    sha256: str
+    size: int
+    messages: int
+    first_id: int | None
+    last_id: int | None
+    stored_at: datetime
+    published: bool  # `archive.stored` was confirmed
+    sealed: bool  # archived in Coder after it
+
+
+# A chat that is in one of these does nothing until somebody asks it to.
+IDLE_STATUSES = frozenset({"waiting", "completed", "error"})
+
+
+class Archives(Protocol):
+    """The archivist's memory. Every `collect_*` may be repeated and reordered without a second effect."""
+
+    async def collect(self, event: Event) -> None:
+        """Take in one event of the families `chat.message`, `chat.history`, `chat.status`, `chat.turn`
+        and `chat.lifecycle`; others are ignored.
+
+        Messages are set by id. Of history statements and of status and lifecycle events the one with the highest
+        `(session, position)` counts; a message is live when the last statement holds its id or ends below it.
+
+        Raises:
+            BadEvent: It lacks what its type promises.
+        """
+
+    async def due(self, *, idle_since: datetime) -> Sequence[Collected]:
+        """Chats with at least one live message, no open turn, an idle status, nothing taken in after `idle_since`,
+        and news since their last archive record."""
+
+    async def collected(self, deployment: str, chat_id: UUID) -> Collected | None:
+        """What is known of one chat."""
+
+    async def add_archive(self, record: ArchiveRecord, *, upto: datetime) -> None:
+        """Store a record; `upto` is the `changed_at` that it covers. The same `(chat, version)` again changes nothing."""
+
+    async def mark_archive(self, record: ArchiveRecord, *, published: bool = False, sealed: bool = False) -> None:
+        """Set the flags that are True here."""
+
+    async def archives(self, deployment: str | None = None) -> Sequence[ArchiveRecord]:
+        """All records, oldest first."""
+
+
+class Store(Claims, Charges, Archives, Protocol):
+    """All of the relay's state."""
+
+    async def check(self) -> None:
+        """Answer, or raise `Unavailable`."""
+
+
+# --- objects -------------------------------------------------------------------------------------------------------
+
+
+class ObjectStore(Protocol):
+    """Where archives go."""
+
+    @property
+    def url(self) -> str:
+        """Of the root, without credentials."""
+
+    async def put(self, path: str, body: bytes) -> None:
+        """Write an object whole; when it returns, `get` sees it. An object of that path is replaced."""
+
+    async def get(self, path: str) -> bytes:
+        """Read an object whole.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+
+    async def paths(self, prefix: str) -> Iterable[str]:
+        """Paths that begin with `prefix`, sorted."""
