@@ -113,12 +113,17 @@ class Publisher(Protocol):
 
         Raises:
             Unavailable: Some may be stored, some not. Publish all of them again.
-            Unroutable: No queue takes a durable event of these. As above.
+            Unroutable: No queue takes a durable event of these. As above; the bus makes its own bindings anew.
+            TooLarge: The broker will never take one of these.
         """
 
 
 class Delivery(Protocol):
-    """One message of a queue. Exactly one of the three ends it; a delivery that is dropped comes again."""
+    """One message of a queue. Exactly one of the three ends it; a delivery that is dropped comes again.
+
+    `requeue`, and a consumer that goes away, count towards the queue's delivery limit: after 20 of them the message is
+    dead-lettered. So wait with the delivery in hand while the fault lasts, and do not requeue in a loop.
+    """
 
     @property
     def body(self) -> bytes:
@@ -159,7 +164,11 @@ class Bus(Publisher, Protocol):
         """
 
     async def park_frame(self, chat: ChatRef, raw: bytes, reason: str) -> None:
-        """Keep a frame that could not be read, in the dead letters (`relay.frames.dead`), for a person to look at."""
+        """Keep a frame that could not be read, in the dead letters (`relay.frames.dead`), for a person to look at.
+
+        Raises:
+            TooLarge: As `publish`.
+        """
 
     async def depth(self, queue: str) -> int:
         """How many messages are ready in one of the relay's queues."""
@@ -245,7 +254,11 @@ class Charges(Protocol):
     """The meter's memory. Setting a charge twice changes nothing."""
 
     async def charge(self, charge: Charge) -> bool:
-        """Store a charge; True when it was not there. The first one stays: a later copy does not change it."""
+        """Store a charge; True when it was not there. The first one stays: a later copy does not change it.
+
+        Raises:
+            BadEvent: No store can hold it (a number of more than 64 bits, a time without a zone).
+        """
 
     async def spend(self, deployment: str, *, owner_id: UUID | None, start: datetime, end: datetime) -> Spend:
         """Sum over charges with `start <= at < end`, of one owner or of all."""
@@ -272,7 +285,7 @@ class Collected:
     status: str | None
     open_turn: bool  # a user message without a `chat.turn`
     archived: bool
-    changed_at: datetime  # when the last event of the chat was taken in
+    changed_at: datetime  # when the last event of the chat that told something new was taken in
     chat_json: bytes | None  # last Chat object seen
 
 
@@ -313,14 +326,15 @@ class Archives(Protocol):
         """
 
     async def due(self, *, idle_since: datetime) -> Sequence[Collected]:
-        """Chats with at least one live message, no open turn, an idle status, nothing taken in after `idle_since`,
-        and news since their last archive record."""
+        """Chats with at least one live message, no open turn, a status of `IDLE_STATUSES`, `changed_at` not after
+        `idle_since`, and news since their last archive record; the longest quiet first. News is a difference in the
+        live messages: not a copy of what is known, a status, or that the chat was archived."""
 
     async def collected(self, deployment: str, chat_id: UUID) -> Collected | None:
         """What is known of one chat."""
 
     async def add_archive(self, record: ArchiveRecord, *, upto: datetime) -> None:
-        """Store a record; `upto` is the `changed_at` that it covers. The same `(chat, version)` again changes nothing."""
+        """Store a record; `upto` is the `changed_at` it covers. The same `(chat, version)` again changes nothing."""
 
     async def mark_archive(self, record: ArchiveRecord, *, published: bool = False, sealed: bool = False) -> None:
         """Set the flags that are True here."""

@@ -5,11 +5,13 @@ and the `data` of each type. The JSON Schemas and the AsyncAPI document in `docs
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import reduce
 from typing import Literal, NotRequired, TypedDict, cast
 from uuid import UUID, uuid5
 
@@ -32,6 +34,9 @@ class Origin(StrEnum):
     LIVE = "live"
     RECONCILE = "reconcile"
     REPLAY = "replay"
+
+
+NOBODY = UUID(int=0)  # where an id does not apply: a limit of a user belongs to no chat
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +322,6 @@ class Event:
     session: int
     position: int
     subject: str = ""  # empty: the chat id
-    in_chat: bool = True  # False: the chat's word of the routing key is "_"
 
     @property
     def transient(self) -> bool:
@@ -326,9 +330,9 @@ class Event:
 
     @property
     def routing_key(self) -> str:
-        """`<family>.<event>.<detail>.<owner_id>.<chat_id>`, lower case, always five words."""
-        chat = str(self.chat.chat_id) if self.in_chat else "_"
-        return f"{self.family}.{self.event}.{routing_word(self.detail)}.{self.chat.owner_id}.{chat}"
+        """`<family>.<event>.<detail>.<owner_id>.<chat_id>`, lower case, always five words, `_` for `NOBODY`."""
+        owner, chat = (str(key) if key != NOBODY else "_" for key in (self.chat.owner_id, self.chat.chat_id))
+        return f"{self.family}.{self.event}.{routing_word(self.detail)}.{owner}.{chat}"
 
     @property
     def type(self) -> str:
@@ -373,8 +377,9 @@ def decode_event(body: bytes, routing_key: str) -> Event:
     """
     try:
         document = json.loads(body)
-        family, event, detail, owner, chat_word = routing_key.split(".")
+        family, event, detail, owner, _ = routing_key.split(".")
         deployment, _, chat_id = document["source"].rpartition("/chats/")
+        owner_id = UUID(owner) if owner != "_" else NOBODY
         if (family, event) not in _BY_NAME:
             raise BadEvent(f"no such event: {family}.{event}")
         if not isinstance(document["data"], dict):
@@ -384,18 +389,17 @@ def decode_event(body: bytes, routing_key: str) -> Event:
             family=family,
             event=event,
             detail=detail,
-            chat=ChatRef(deployment, UUID(chat_id), UUID(owner), UUID(document["rootchatid"])),
+            chat=ChatRef(deployment, UUID(chat_id), owner_id, UUID(document["rootchatid"])),
             data=cast(Data, document["data"]),
             time=str(document["time"]),
             origin=Origin(document["origin"]),
             session=int(document["session"]),
             position=int(document["position"]),
             subject=str(document["subject"]),
-            in_chat=chat_word != "_",
         )
     except KeyError as exc:
         raise BadEvent(f"attribute {exc} is missing") from exc
-    except (ValueError, TypeError, AttributeError, RecursionError) as exc:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as exc:
         raise BadEvent(f"not an event of the relay: {exc}") from exc
 
 
@@ -407,6 +411,33 @@ def event_id(chat: ChatRef, kind: str, *source: object) -> UUID:
     """
     name = json.dumps([chat.deployment, str(chat.chat_id), kind, *source], ensure_ascii=True, separators=(",", ":"))
     return uuid5(_NAMESPACE, name)
+
+
+def parse_json(text: str) -> object:
+    """JSON from upstream, integers exact. A number too large for a float stays the text that it was.
+
+    Raises:
+        ValueError: It is not JSON, or nested deeper than could be written again.
+    """
+    try:
+        value: object = json.loads(text, parse_float=_number, parse_constant=_no_number)
+        if text.count("[") + text.count("{") > _DEPTH_TO_SPARE:
+            json.dumps(reduce(lambda inner, _: [inner], range(_DEPTH_TO_SPARE), value))
+    except RecursionError as exc:
+        raise ValueError("nested too deeply") from exc
+    return value
+
+
+_DEPTH_TO_SPARE = 150  # what is parsed goes out inside of more, and from deeper in the program
+
+
+def _number(text: str) -> float | str:
+    number = float(text)
+    return number if math.isfinite(number) else text
+
+
+def _no_number(text: str) -> object:
+    raise ValueError(f"{text} is not JSON")
 
 
 def encode_json(value: object) -> bytes:

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import cast
 
 from relay.core.errors import BadFrame
-from relay.core.events import ChatErrorData, JsonObject, encode_json, plain_text
+from relay.core.events import ChatErrorData, JsonObject, parse_json, plain_text
 
 COMPACTION_TOOL = "chat_summarized"  # the server's own call and result around a summary; no model or user asked for it
 
@@ -42,7 +42,7 @@ class Message:
     @cached_property
     def reasoning(self) -> str:
         """All reasoning parts joined."""
-        return "".join(str(part.get("text", "")) for part in self.parts if part.get("type") == "reasoning")
+        return "".join(text_of(part, "text") for part in self.parts if part.get("type") == "reasoning")
 
     @cached_property
     def calls(self) -> frozenset[str]:
@@ -129,6 +129,8 @@ class ErrorSeen:
 class RetrySeen:
     """Upstream will repeat a model call."""
 
+    attempt: int
+    retrying_at: str
     raw: JsonObject
 
 
@@ -164,16 +166,16 @@ def decode_frame(text: str) -> Frame:
         BadFrame: It is not JSON (`bad_json`), or a known event lacks what it promises (`schema`).
     """
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as exc:
-        raise BadFrame(f"frame is not JSON: {type(exc).__name__}", "bad_json", text) from exc
+        value = parse_json(text)
+    except ValueError as exc:
+        raise BadFrame("frame is not JSON", "bad_json", text) from exc
     try:
         if isinstance(value, dict) and "chat_id" not in value and value.get("type") in ("data", "ping", "error"):
             if value["type"] == "error":
                 return Frame((), refused=error_data(value.get("data")))
             value = value.get("data") or []
         rows = value if isinstance(value, list) else [value]
-        return Frame(tuple(_seen(row) for row in rows))
+        return Frame(tuple(_seen(_object(row)) for row in rows))
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
         raise BadFrame(f"frame has an unexpected shape: {exc}", "schema", text) from exc
 
@@ -197,8 +199,7 @@ def _seen(row: JsonObject) -> Seen:
             return ErrorSeen(error_data(row["error"]))
         case "retry":
             retry = _object(row["retry"])
-            _text(retry["retrying_at"]), int(cast(int, retry["attempt"]))
-            return RetrySeen(retry)
+            return RetrySeen(_integer(retry["attempt"]), _text(retry["retrying_at"]), retry)
         case "queue_update":
             # Left out when empty, by the server's own rule.
             entries = row.get("queued_messages") or []
@@ -235,19 +236,25 @@ def error_data(value: object) -> ChatErrorData:
 
 def content_digest(content: object) -> str:
     """The same for equal content, whatever the order of keys."""
-    return hashlib.sha256(encode_json(_sorted(content))).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
-def _sorted(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _sorted(value[key]) for key in sorted(value)}
-    return [_sorted(item) for item in value] if isinstance(value, list) else value
+def text_of(part: JsonObject, name: str) -> str:
+    """A field of a part as text; empty when it is absent or not a text."""
+    value = part.get(name)
+    return value if isinstance(value, str) else ""
 
 
 def _object(value: object) -> JsonObject:
     if not isinstance(value, dict):
         raise TypeError(f"expected an object, got {type(value).__name__}")
     return cast(JsonObject, value)
+
+
+def _integer(value: object) -> int:
+    if type(value) is not int:
+        raise TypeError(f"expected an integer, got {type(value).__name__}")
+    return value
 
 
 def _text(value: object) -> str:

@@ -6,12 +6,12 @@ preceded by a reset that takes back what was told before.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from relay.core.events import Event, JsonObject, PreviewData
-from relay.core.frames import COMPACTION_TOOL, Message, PartSeen
+from relay.core.frames import COMPACTION_TOOL, Message, PartSeen, text_of
 
 ResetReason = Literal["retry", "gap", "reconnect", "superseded"]
 
@@ -80,6 +80,7 @@ class _Step:
         self.channels.clear()
         self.wholes.clear()
         self.counts.clear()
+        self.calls.clear()
 
     def rewind(self) -> None:
         self.heard.clear()
@@ -104,6 +105,7 @@ class LiveText:
         self._late = {"text": "", "reasoning": ""}  # of the newest stored step: what no part has told
         self._held: list[PartSeen] = []  # parts that may be the end of the newest stored step
         self.dropped = 0  # parts that belonged to a stored step
+        self.ended: list[int] = []  # steps that have their message
 
     def part(self, seen: PartSeen) -> list[Told]:
         """A part of a running chat."""
@@ -127,6 +129,7 @@ class LiveText:
         text, reasoning = "", ""
         step = self._ended_by(message)
         if step is not None:
+            self.ended.append(step.number)
             text, reasoning = step.told_text("text"), step.told_text("reasoning")
             # A provider may keep the opening chunk of a reasoning block to itself: the rest of it is no gap.
             whole = message.text.startswith(text) and reasoning in message.reasoning
@@ -177,11 +180,19 @@ class LiveText:
         last = max((at for at, seen in enumerate(parts) if seen.call_id in calls), default=-1)
         kept = parts[last + 1 :]
         if newest_text and kept and all(seen.kind in ("text", "reasoning") for seen in kept):
-            text = "".join(str(seen.part.get("text", "")) for seen in kept if seen.kind == "text")
+            text = "".join(text_of(seen.part, "text") for seen in kept if seen.kind == "text")
             if text == newest_text and not self._told_is(text):
                 kept = []
         self.dropped += len(parts) - len(kept)
-        return [told for seen in kept for told in self.part(seen)]
+        return self._another_run(kept) + [told for seen in kept for told in self.part(seen)]
+
+    def _another_run(self, parts: list[PartSeen]) -> list[Told]:
+        """A connection repeats a step from its start: a call that was told and is not repeated is of another run."""
+        if not (parts and self._steps and self._steps[-1].calls - {seen.call_id for seen in parts}):
+            return []
+        step = self._steps[-1]
+        step.forget()
+        return [Reset(step.number, "reconnect")]
 
     # --- which step -------------------------------------------------------------------------------------------------
 
@@ -213,8 +224,8 @@ class LiveText:
     def _may_be_late(self, seen: PartSeen) -> bool:
         if self._steps:
             return False  # the next step has begun
-        held = "".join(str(one.part.get("text", "")) for one in self._held if one.kind == seen.kind)
-        held += str(seen.part.get("text", ""))
+        held = "".join(text_of(one.part, "text") for one in self._held if one.kind == seen.kind)
+        held += text_of(seen.part, "text")
         if not self._late[seen.kind].startswith(held):
             return False
         self._held.append(seen)
@@ -283,7 +294,7 @@ class LiveText:
 def _delta(seen: PartSeen) -> tuple[str, str | None]:
     """The text that a part adds and the channel it adds to; channel None for a part that is whole in itself."""
     if seen.kind in ("text", "reasoning"):
-        return str(seen.part.get("text", "")), seen.kind
+        return text_of(seen.part, "text"), seen.kind
     delta = seen.part.get("args_delta")
     if seen.kind == "tool-call" and isinstance(delta, str) and "args" not in seen.part:
         return delta, f"args:{seen.call_id}"
@@ -316,6 +327,18 @@ def coalesce(events: Iterable[Event]) -> list[Event]:
     return joined
 
 
+def shed(events: Iterable[Event], ended: Sequence[int]) -> list[Event]:
+    """Leave out previews of steps whose message stands among the same events: it tells all of them.
+
+    What was told of such a step before stays a prefix, so no reset is needed; a reset itself is never left out.
+    """
+    return [
+        event
+        for event in events
+        if not (event.transient and event.detail != "reset" and _preview(event)["step"] in ended)
+    ]
+
+
 def _merged(before: Event, event: Event) -> Event | None:
     if not (before.transient and event.transient) or before.detail != event.detail or event.detail == "reset":
         return None
@@ -325,7 +348,8 @@ def _merged(before: Event, event: Event) -> Event | None:
     head, tail = one.get(name), two.get(name)
     if not (event.detail in ("text", "reasoning", "tool-call") and isinstance(head, str) and isinstance(tail, str)):
         return None
-    same = first["step"] == second["step"] and first["role"] == second["role"]
+    same = (before.chat, before.session) == (event.chat, event.session)
+    same = same and first["step"] == second["step"] and first["role"] == second["role"]
     same = same and {**one, name: ""} == {**two, name: ""} and first["offset"] + len(head) == second["offset"]
     if not same or "args" in one:
         return None

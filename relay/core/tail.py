@@ -50,7 +50,6 @@ from relay.core.frames import (
     UnknownSeen,
     content_digest,
     error_data,
-    queue_entry,
 )
 from relay.core.lifecycle import lifecycle_change
 from relay.core.preview import LiveText, Reset, Told
@@ -81,7 +80,18 @@ class Batch:
     reconnect: str | None = None  # the stream is dead although its socket lives
     replays: int = 0  # events that were known already
     gaps: int = 0  # resets because upstream lost or changed live parts
+    ended: list[int] = field(default_factory=list)  # steps whose message is among the events
     unknown: list[str] = field(default_factory=list)  # event types we do not know
+
+    def join(self, later: "Batch") -> None:
+        """Add what came of the next input, so that both go out together."""
+        self.events += later.events
+        self.wants = later.wants
+        self.reconnect = self.reconnect or later.reconnect
+        self.replays += later.replays
+        self.gaps += later.gaps
+        self.ended += later.ended
+        self.unknown += later.unknown
 
 
 class ChatTail:
@@ -92,6 +102,7 @@ class ChatTail:
         self.session = session
         self._position = 0
         self._connection = 0
+        self._error_connection = -1  # the last one whose failure was told
         self._asked = 0  # the after_id of this connection
         self._snapshot: list[Seen] | None = None  # collected until complete; None once it is
         self._unproved: list[Seen] | None = None  # a whole snapshot that waits for a REST answer
@@ -149,8 +160,11 @@ class ChatTail:
 
     @property
     def settling(self) -> bool:
-        """An idle status was seen but the turn's last message may still be on its way."""
-        return self._turn is not None and self._idle_seen and self._snapshot is None and not self._pending
+        """Silence will tell: an idle status was seen but the turn's last message may still be on its way, or a snapshot
+        ended with a full frame."""
+        if self._snapshot is not None:
+            return bool(self._snapshot)
+        return self._turn is not None and self._idle_seen and not self._pending
 
     @property
     def idle(self) -> bool:
@@ -196,10 +210,15 @@ class ChatTail:
             self._pending.extend(frame.events)
             return self._drain()
         self._snapshot.extend(frame.events)
-        if len(frame.events) >= SNAPSHOT_FRAME:
+        if not frame.events or len(frame.events) >= SNAPSHOT_FRAME:
             return self._out()
-        collected, self._snapshot = self._snapshot, None
-        if self._proves_itself(collected):
+        return self._complete_snapshot()
+
+    def _complete_snapshot(self) -> Batch:
+        collected, self._snapshot = self._snapshot or [], None
+        if failed := next((e.error for e in collected if isinstance(e, ErrorSeen) and _is_failed(e.error)), None):
+            self._stream_error(failed, "snapshot_failed")  # what could not be read looks like what is not there
+        elif self._proves_itself(collected):
             self._take_snapshot(collected)
         else:
             self._unproved = collected
@@ -210,7 +229,6 @@ class ChatTail:
         self,
         chat: JsonObject,
         messages: Sequence[JsonObject],
-        queue: Sequence[JsonObject],
         *,
         complete: bool,
         at: datetime,
@@ -229,16 +247,17 @@ class ChatTail:
         self._origin = origin
         if self._unproved is not None:
             collected, self._unproved = self._unproved, None
-            self._take_snapshot(collected)
+            self._take_snapshot(collected, decided=True)
         self._origin = Origin.RECONCILE
-        self._take_queue([queue_entry(entry) for entry in queue])
         self._judge(chat, wanted.reason)
         self._origin = Origin.LIVE
         return self._drain()
 
     def settled(self, at: datetime) -> Batch:
-        """No frame came for the settle time while `settling`: read what the turn came to."""
+        """No frame came for the settle time while `settling`: end the snapshot, or read what the turn came to."""
         self._at = at
+        if self._snapshot:
+            return self._complete_snapshot()
         self._want("settle")
         return self._out()
 
@@ -309,8 +328,11 @@ class ChatTail:
 
     # --- the snapshot -------------------------------------------------------------------------------------------------
 
-    def _take_snapshot(self, events: Iterable[Seen]) -> None:
-        """A whole snapshot, put into the order of its meaning: messages by id, status, queue, parts."""
+    def _take_snapshot(self, events: Iterable[Seen], *, decided: bool = False) -> None:
+        """A whole snapshot, put into the order of its meaning: messages by id, status, queue, parts.
+
+        `decided`: a later REST read has said what history is.
+        """
         messages: dict[int, Message] = {}
         parts: list[PartSeen] = []
         rest: list[Seen] = []
@@ -326,7 +348,7 @@ class ChatTail:
                 case _:
                     rest.append(seen)
         above = {key for key in self._known if key > self._asked}
-        if missing := above - set(messages):
+        if not decided and (missing := above - set(messages)):
             self._remove(missing, (self._known - missing) | set(messages), "edit")
         for key in sorted(messages):
             self._take_message(messages[key], history_complete=True)
@@ -383,8 +405,8 @@ class ChatTail:
                 self._take_queue_update(entries)
             case ErrorSeen(error):
                 self._take_error(error)
-            case RetrySeen(raw):
-                self._take_retry(raw)
+            case RetrySeen():
+                self._take_retry(seen)
             case UnknownSeen(kind):
                 self._batch.unknown.append(kind)
         return True
@@ -408,7 +430,7 @@ class ChatTail:
                 return False
             if message.digest in self._left:
                 self._left.remove(message.digest)
-            self._armed = not self._queue and not promoted and not history_complete
+            self._armed = not self._queue and not history_complete
             self._open_turn(message)
         self._publish_message(message)
         return True
@@ -513,7 +535,7 @@ class ChatTail:
     def _take_error(self, error: ChatErrorData) -> None:
         if error["message"] == "dropped messages":
             self._stream_error(error, "dropped_messages")
-        elif error["message"] == "failed to load initial snapshot":
+        elif _is_failed(error):
             self._stream_error(error, "snapshot_failed")
         else:
             self._error = error
@@ -530,37 +552,35 @@ class ChatTail:
     def _stream_error(
         self, error: ChatErrorData, reason: Literal["dropped_messages", "snapshot_failed", "bad_frame"]
     ) -> None:
-        data: ErrorData = {**error, "reason": reason}
-        key = event_id(self.chat, "stream-error", self.session, self._connection)
-        self._emit("error", "stream", data, key)
         self._doubt = reason
         self._batch.reconnect = reason
+        if self._error_connection != self._connection:
+            self._error_connection = self._connection  # one is enough to tell that a connection is of no use
+            data: ErrorData = {**error, "reason": reason}
+            self._emit("error", "stream", data, event_id(self.chat, "stream-error", self.session, self._connection))
 
     def _refused(self, error: ChatErrorData) -> Batch:
         self._stream_error(error, "snapshot_failed")
         return self._out()
 
-    def _take_retry(self, raw: JsonObject) -> None:
-        key = (str(raw["retrying_at"]), cast(int, raw["attempt"]))
+    def _take_retry(self, seen: RetrySeen) -> None:
+        key = (seen.retrying_at, seen.attempt)
         if key == self._retry:
             self._batch.replays += 1
             return
         self._retry = key
-        delay = raw.get("delay_ms")
+        delay = seen.raw.get("delay_ms")
         data: RetryData = {
-            "attempt": key[1],
-            "delay_ms": delay if isinstance(delay, int) else 0,
-            "error": str(raw.get("error", "")),
-            "retrying_at": key[0],
+            "attempt": seen.attempt,
+            "delay_ms": delay if type(delay) is int else 0,
+            "error": str(seen.raw.get("error", "")),
+            "retrying_at": seen.retrying_at,
         }
-        error = error_data(raw)
+        error = error_data(seen.raw)
         for name in ("kind", "provider", "status_code"):
             if name in error:
                 data[name] = error[name]
-        time = None
-        if (stamp := to_utc(key[0])) is not None:
-            moment = datetime.fromisoformat(stamp)  # nanoseconds are cut to microseconds
-            time = utc(moment - timedelta(milliseconds=data["delay_ms"]))
+        time = _before(seen.retrying_at, data["delay_ms"])
         self._emit("retry", "scheduled", data, event_id(self.chat, "retry", *key), time=time)
         self._tell(self._live.retry())
 
@@ -586,13 +606,24 @@ class ChatTail:
                 if self._turn is not None:
                     self._turn.add(message)
                 continue
-            if message.role == "user":
+            if message.role == "user" and message.id > (self._turn_id or 0):
                 if self._turn is not None:
                     self._close_turn()
                 if message.digest in self._left:
                     self._left.remove(message.digest)
                 self._open_turn(message)
             self._publish_message(message)
+            if message.role == "user" and message.id < (self._turn_id or 0):
+                self._tell_past_turn(message, page)
+
+    def _tell_past_turn(self, prompt: Message, page: Sequence[Message]) -> None:
+        """A user message that the stream left out and that others followed: its turn is over."""
+        following = min((m.id for m in page if m.role == "user" and m.id > prompt.id), default=prompt.id + 1)
+        turn = Turn(prompt.id)
+        for message in page:
+            if message.id < following:
+                turn.add(message)
+        self._publish_turn(turn, "completed" if turn.closable else "interrupted")
 
     def _judge(self, chat: JsonObject, reason: str) -> None:
         """What the chat's own status and error say about the open turn."""
@@ -654,15 +685,18 @@ class ChatTail:
             outcome = "failed"
         elif turn.closable:
             outcome = "completed"
+        self._idle_seen = False
+        self._publish_turn(turn, outcome)
+
+    def _publish_turn(self, turn: Turn, outcome: Literal["completed", "interrupted", "failed"]) -> None:
         data: TurnData = {
             "outcome": outcome,
             "message_ids": turn.message_ids,
             "steps": turn.steps,
             "usage": turn.usage,
         }
-        if self._failed and self._error is not None:
+        if outcome == "failed" and self._error is not None:
             data["error"] = self._error
-        self._idle_seen = False
         self._emit("turn", outcome, data, event_id(self.chat, "turn", turn.id), time=to_utc(turn.ended_at))
 
     # --- output -------------------------------------------------------------------------------------------------------
@@ -712,4 +746,20 @@ class ChatTail:
     def _out(self) -> Batch:
         batch, self._batch = self._batch, Batch()
         batch.wants = self._wanted
+        batch.ended, self._live.ended = self._live.ended, []
         return batch
+
+
+def _is_failed(error: ChatErrorData) -> bool:
+    return error["message"] == "failed to load initial snapshot"
+
+
+def _before(stamp: str, milliseconds: int) -> str | None:
+    """A time stamp less a delay; None where there is no such time, as before Go's zero time."""
+    later = to_utc(stamp)
+    if later is None:
+        return None
+    try:
+        return utc(datetime.fromisoformat(later) - timedelta(milliseconds=milliseconds))
+    except OverflowError:
+        return None

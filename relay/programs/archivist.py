@@ -1,0 +1,289 @@
+"""Keep a verified copy of every finished chat: collect, compare with Coder, render, store, read back, verify, tell,
+and only then archive in Coder.
+
+Each step leaves a trace that the next start finds, so that a crash between two of them resumes there. Nothing is
+archived in Coder before its copy was written, read back and verified.
+"""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import cast
+from urllib.parse import urlsplit
+
+import structlog
+import zstandard
+from prometheus_client import Counter, Gauge, Histogram
+from pydantic import BaseModel, PositiveFloat, PositiveInt
+
+from relay.core.backoff import backoff
+from relay.core.errors import ChatGone, ChatRefused, Unauthorized, Unavailable
+from relay.core.events import ArchiveData, ChatRef, Event, JsonObject, Origin, encode_json, event_id, utc
+from relay.core.transcript import differences
+from relay.ports import ArchiveRecord, Archives, Bus, Clock, Collected, ObjectStore, Upstream
+from relay.programs.follow import Chance
+from relay.programs.inbox import Inbox
+
+log = structlog.get_logger(__name__)
+
+OBJECTS = Counter(
+    "relay_archive_objects_total",
+    "Transcripts archived. failed: the copy read back was not the one written, nothing was archived in Coder.",
+    ["outcome"],
+)
+BYTES = Counter("relay_archive_bytes_total", "Compressed bytes written.")
+DIFFERENCES = Counter(
+    "relay_archive_differences_total",
+    "Chats whose events did not fold to what Coder has; Coder's was archived. Any rise: events were lost.",
+)
+SEALED = Counter("relay_archive_sealed_total", "Chats archived in Coder after their copy was verified.")
+SECONDS = Histogram(
+    "relay_archive_upload_duration_seconds",
+    "Time to write and read back one transcript. A rise: the object store is slow.",
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
+DUE = Gauge("relay_archive_due_chats", "Finished chats that wait for their copy.")
+for _outcome in ("ok", "failed"):
+    OBJECTS.labels(_outcome)
+
+QUEUE = "relay.archivist"
+_LEVEL = 10  # of zstd: transcripts are written once and kept for years
+
+
+class ArchivistSettings(BaseModel, frozen=True, extra="forbid"):
+    """When a chat counts as finished, and whether to archive it in Coder once its copy is safe."""
+
+    idle_seconds: PositiveFloat = 300.0  # without an event, after its last turn ended
+    look_seconds: PositiveFloat = 10.0  # between two looks for finished chats
+    archive_in_coder: bool = False
+    prefetch: PositiveInt = 50
+    patience: PositiveInt = 3  # looks at a difference between events and Coder before Coder's side is taken
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """One transcript as it is written, the same bytes for the same chat."""
+
+    body: bytes
+    sha256: str
+    messages: int
+    first_id: int | None
+    last_id: int | None
+
+
+def render(messages: Sequence[JsonObject]) -> Rendered:
+    """Messages as JSON lines, ascending by id, compressed."""
+    ordered = sorted(messages, key=lambda message: cast(int, message["id"]))
+    lines = b"".join(encode_json(message) + b"\n" for message in ordered)
+    body = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(lines)
+    ids = [cast(int, message["id"]) for message in ordered]
+    return Rendered(body, hashlib.sha256(body).hexdigest(), len(ids), min(ids, default=None), max(ids, default=None))
+
+
+def read_transcript(body: bytes) -> list[JsonObject]:
+    """The messages of a transcript, the opposite of `render`. Raises ValueError when it is damaged."""
+    try:
+        lines = zstandard.ZstdDecompressor().decompressobj().decompress(body)
+    except zstandard.ZstdError as exc:
+        raise ValueError(f"not a transcript: {exc}") from exc
+    return [json.loads(line) for line in lines.split(b"\n") if line]
+
+
+class Archivist:
+    """The consumer of `relay.archivist`, and the look for finished chats."""
+
+    def __init__(
+        self,
+        *,
+        bus: Bus,
+        archives: Archives,
+        objects: ObjectStore,
+        upstream: Upstream,
+        clock: Clock,
+        settings: ArchivistSettings,
+    ) -> None:
+        self._bus = bus
+        self._archives = archives
+        self._objects = objects
+        self._upstream = upstream
+        self._clock = clock
+        self._settings = settings
+        self._inbox = Inbox("archivist", QUEUE, bus=bus, clock=clock, prefetch=settings.prefetch)
+        self._differed: dict[str, int] = {}  # looks at which a chat's events were not yet what Coder has
+
+    async def run(self, report: Callable[[bool, str], None] = lambda ok, reason: None) -> None:
+        """Collect and archive until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._inbox.work_off(self._archives.collect, report), name="collect")
+            group.create_task(self._archive_for_ever(), name="archive")
+
+    async def _archive_for_ever(self) -> None:
+        delays = backoff(chance=Chance())
+        while True:
+            try:
+                await self.look()
+                delays = backoff(chance=Chance())
+                wait = self._settings.look_seconds
+            except Unavailable as exc:
+                log.warning("archiving_interrupted", reason=str(exc))
+                wait = max(next(delays), exc.retry_after_seconds or 0.0)
+            except Unauthorized as exc:
+                log.warning("token_refused", reason=str(exc))
+                wait = self._settings.look_seconds
+            await self._clock.sleep(wait)
+
+    async def look(self) -> None:
+        """Finish what a crash left half done, then archive every chat that is due."""
+        for record in await self._archives.archives():
+            await self._finish(record)
+        due = await self._archives.due(idle_since=self._clock.now() - timedelta(seconds=self._settings.idle_seconds))
+        DUE.set(len(due))
+        for left, collected in enumerate(due, 1):
+            try:
+                await self._archive(collected)
+            except (ChatGone, ChatRefused) as exc:
+                log.warning("archive_refused", chat_id=str(collected.chat.chat_id), reason=str(exc))
+            DUE.set(len(due) - left)
+
+    # --- one chat -----------------------------------------------------------------------------------------------------
+
+    async def _archive(self, collected: Collected) -> None:
+        chat = collected.chat
+        row = await self._upstream.chat(chat.chat_id)
+        page = await self._upstream.messages(chat.chat_id, down_to=0)
+        if not self._agrees(collected, page.messages):
+            return
+        rendered = render(page.messages)
+        earlier = [record for record in await self._archives.archives(chat.deployment) if record.chat == chat]
+        version = 1 + max((record.version for record in earlier), default=0)
+        record = await self._store(chat, row, rendered, version)
+        if record is None:
+            return
+        await self._archives.add_archive(record, upto=collected.changed_at)
+        await self._finish(record)
+
+    def _agrees(self, collected: Collected, truth: Sequence[JsonObject]) -> bool:
+        """False while the events may still be on their way to what Coder has."""
+        folded = {key: json.loads(body) for key, body in collected.messages.items()}
+        lines = differences(folded, {cast(int, message["id"]): message for message in truth})
+        key = str(collected.chat.chat_id)
+        if not lines:
+            self._differed.pop(key, None)
+            return True
+        self._differed[key] = self._differed.get(key, 0) + 1
+        if self._differed[key] < self._settings.patience:
+            return False
+        del self._differed[key]
+        DIFFERENCES.inc()
+        log.error("archive_differs", chat_id=key, differences=lines[:20], count=len(lines))
+        return True
+
+    async def _store(self, chat: ChatRef, row: JsonObject, rendered: Rendered, version: int) -> ArchiveRecord | None:
+        """Write and read back; None when what came back is not what was written, which is told."""
+        folder = f"{_host(chat.deployment)}/{chat.owner_id}/{chat.chat_id}/v{version:04d}"
+        transcript, manifest = f"{folder}/transcript.jsonl.zst", f"{folder}/manifest.json"
+        record = ArchiveRecord(
+            chat=chat,
+            version=version,
+            url=f"{self._objects.url.rstrip('/')}/{transcript}",
+            manifest_url=f"{self._objects.url.rstrip('/')}/{manifest}",
+            sha256=rendered.sha256,
+            size=len(rendered.body),
+            messages=rendered.messages,
+            first_id=rendered.first_id,
+            last_id=rendered.last_id,
+            stored_at=self._clock.now(),
+            published=False,
+            sealed=False,
+        )
+        with SECONDS.time():
+            await self._objects.put(transcript, rendered.body)
+            await self._objects.put(manifest, encode_json(manifest_of(record, row)))
+            back = await self._objects.get(transcript)
+        if (found := hashlib.sha256(back).hexdigest()) != rendered.sha256:
+            OBJECTS.labels("failed").inc()
+            log.error(
+                "archive_damaged", chat_id=str(chat.chat_id), url=record.url, expected=rendered.sha256, found=found
+            )
+            await self._bus.publish([archive_event(record, "failed", reason=f"read back sha256 {found}")])
+            return None
+        OBJECTS.labels("ok").inc()
+        BYTES.inc(len(rendered.body))
+        log.info("transcript_stored", chat_id=str(chat.chat_id), version=version, bytes=record.size)
+        return record
+
+    async def _finish(self, record: ArchiveRecord) -> None:
+        """Tell that the copy is stored; archive in Coder, if asked to; tell that."""
+        if not record.published:
+            await self._bus.publish([archive_event(record, "stored")])
+            await self._archives.mark_archive(record, published=True)
+        if record.sealed or not self._settings.archive_in_coder:
+            return
+        collected = await self._archives.collected(record.chat.deployment, record.chat.chat_id)
+        if collected is not None and max(collected.messages, default=0) != (record.last_id or 0):
+            return  # the chat went on: its next copy seals it
+        try:
+            await self._upstream.archive_chat(record.chat.chat_id)
+        except ChatGone:
+            log.info("chat_gone", chat_id=str(record.chat.chat_id))
+        except ChatRefused as exc:
+            log.warning("archive_in_coder_refused", chat_id=str(record.chat.chat_id), reason=str(exc))
+            return
+        await self._bus.publish([archive_event(record, "sealed")])
+        await self._archives.mark_archive(record, sealed=True)
+        SEALED.inc()
+
+
+def manifest_of(record: ArchiveRecord, chat: Mapping[str, object]) -> JsonObject:
+    """What the copy is: enough to check it and to find its chat again."""
+    return {
+        "format": "coder-chat-relay/transcript/1",
+        "deployment": record.chat.deployment,
+        "chat_id": str(record.chat.chat_id),
+        "owner_id": str(record.chat.owner_id),
+        "root_chat_id": str(record.chat.root_chat_id),
+        "version": record.version,
+        "stored_at": utc(record.stored_at),
+        "transcript": {
+            "name": "transcript.jsonl.zst",
+            "sha256": record.sha256,
+            "bytes": record.size,
+            "messages": record.messages,
+            "first_id": record.first_id,
+            "last_id": record.last_id,
+        },
+        "chat": dict(chat),
+    }
+
+
+def archive_event(record: ArchiveRecord, event: str, *, reason: str | None = None) -> Event:
+    """`archive.stored`, `archive.failed` or `archive.sealed`; one of each per version of a chat's archive."""
+    data: ArchiveData = {
+        "url": record.url,
+        "sha256": record.sha256,
+        "bytes": record.size,
+        "messages": record.messages,
+        "first_id": record.first_id,
+        "last_id": record.last_id,
+    }
+    if reason is not None:
+        data["reason"] = reason
+    return Event(
+        id=event_id(record.chat, f"archive.{event}", record.version, record.sha256),
+        family="archive",
+        event=event,
+        detail="_",
+        chat=record.chat,
+        data=data,
+        time=utc(record.stored_at),
+        origin=Origin.RECONCILE,
+        session=0,
+        position=record.version,
+    )
+
+
+def _host(deployment: str) -> str:
+    return urlsplit(deployment).netloc.rpartition("@")[2].replace(":", "_") or "coder"

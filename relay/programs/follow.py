@@ -1,0 +1,418 @@
+"""Follow one chat: connect, feed, publish, save, again.
+
+Publish, then save: so any await may be the last, and a follower that is cancelled or killed anywhere loses nothing.
+What waits for a broker or a database waits here, with the socket unread behind it.
+"""
+
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import TypeVar
+from uuid import UUID
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+from pydantic import BaseModel, PositiveFloat, PositiveInt
+
+from relay.core.backoff import backoff
+from relay.core.errors import BadFrame, ChatGone, ChatRefused, TooLarge, Unavailable
+from relay.core.events import Event, JsonObject, Origin
+from relay.core.frames import content_digest, decode_frame
+from relay.core.preview import coalesce, shed
+from relay.core.tail import IDLE, Batch, ChatTail, Reconcile
+from relay.ports import Bus, Claim, Claims, Clock, Upstream
+from relay.programs.frame_buffer import FrameBuffer
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+_KINDS = ("overloaded", "rate_limit", "timeout", "auth", "config", "usage_limit", "generic", "other")
+RETRIES = Counter(
+    "relay_chat_retries_total", "Retries of model calls that Coder reported. A rise: the provider ails.", ["kind"]
+)
+CHAT_ERRORS = Counter(
+    "relay_chat_errors_total", "Turns that failed, as Coder reported. A rise: the provider ails.", ["kind"]
+)
+STREAM_ERRORS = Counter(
+    "relay_stream_errors_total",
+    "Streams that failed although their socket lived. A rise: Coder's database or this relay's decoder ails.",
+    ["reason"],
+)
+RECONNECTS = Counter(
+    "relay_reconnects_total",
+    "Streams opened again, by what ended the one before. A rise: network or Coder ails.",
+    ["reason"],
+)
+RECONCILES = Counter(
+    "relay_reconciles_total",
+    "REST reads because frames alone could not decide. A rise costs Coder requests.",
+    ["reason"],
+)
+REPLAYS = Counter("relay_replays_filtered_total", "Events that Coder repeated and that were not told again.")
+EDITS = Counter("relay_history_replaced_total", "Rewritten histories told to consumers, by reason.", ["reason"])
+GAPS = Counter(
+    "relay_preview_gaps_total", "Steps whose previews were taken back: Coder lost live parts. Messages are whole."
+)
+COALESCED = Counter(
+    "relay_previews_coalesced_total", "Previews joined to the one before. A rise: the broker is slower than Coder."
+)
+DROPPED = Counter(
+    "relay_previews_dropped_total",
+    "Previews left out under load, their message being there. A rise: the broker is too slow.",
+)
+DECODE_ERRORS = Counter(
+    "relay_decode_errors_total",
+    "Frames or events that could not be read. Any rise: Coder speaks something new.",
+    ["reason"],
+)
+LAG = Histogram(
+    "relay_event_lag_seconds",
+    "From Coder's time stamp of a live message to the broker's confirm. A rise: consumers see chats late.",
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900),
+)
+STREAMS = Gauge("relay_streams", "Chats followed now, by state.", ["state"])
+
+_STREAM_ERRORS = ("dropped_messages", "snapshot_failed", "bad_frame")
+_RECONNECTS = ("closed", "dropped_messages", "snapshot_failed", "bad_frame", "stale", "too_large")
+_RECONCILES = ("edit", "prompt", "reconnect", "settle", "timer", *_STREAM_ERRORS, "too_large")
+for _counter, _values in (
+    (RETRIES, _KINDS),
+    (CHAT_ERRORS, _KINDS),
+    (STREAM_ERRORS, _STREAM_ERRORS),
+    (RECONNECTS, _RECONNECTS),
+    (RECONCILES, _RECONCILES),
+    (EDITS, ("edit", "reconcile", "restart")),
+    (DECODE_ERRORS, ("bad_json", "schema", "unknown_type", "too_large")),
+):
+    for _value in _values:
+        _counter.labels(_value)
+for _value in ("connecting", "live", "backoff"):
+    STREAMS.labels(_value)
+
+
+class FollowSettings(BaseModel, frozen=True, extra="forbid"):
+    """How one chat is followed. The defaults fit a server under load; tests and demos are less patient."""
+
+    settle_seconds: PositiveFloat = 1.5  # silence after an idle status before the end of a turn is judged
+    recheck_seconds: PositiveFloat = 300.0  # compare with REST at least so often
+    linger_seconds: PositiveFloat = 30.0  # keep the socket of an idle chat so long
+    buffer_frames: PositiveInt = 512
+    buffer_characters: PositiveInt = 32 * 2**20
+    shed_frames: PositiveInt = 64  # with so many frames waiting, previews of finished steps are left out
+    first_delay_seconds: PositiveFloat = 0.5
+    longest_delay_seconds: PositiveFloat = 30.0
+
+
+class Ended(StrEnum):
+    """Why a follower stopped by itself."""
+
+    IDLE = "idle"  # let go: nothing is going on
+    GONE = "gone"  # the chat does not exist any more
+    REFUSED = "refused"  # the server does not let us read it
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """The end of a follower. `seen` is the digest of the chat's list row that it has worked off."""
+
+    why: Ended
+    seen: str
+    clean: bool
+
+
+class Chance:
+    """Random numbers in [0, 1) for delays."""
+
+    def __iter__(self) -> Iterator[float]:
+        return self
+
+    def __next__(self) -> float:
+        return random.random()  # noqa: S311  # spreads reconnects; nothing secret hangs on it
+
+
+def row_digest(chat: JsonObject) -> str:
+    """What must have changed in a list row for the chat to be worth a look."""
+    return content_digest([chat.get(name) for name in ("updated_at", "status", "archived", "title", "last_error")])
+
+
+class Follower:
+    """One chat in one session. `run` until it ends, or until it is cancelled; then ask `clean`."""
+
+    def __init__(
+        self, claim: Claim, *, upstream: Upstream, bus: Bus, claims: Claims, clock: Clock, settings: FollowSettings
+    ) -> None:
+        self.claim = claim
+        self.tail = ChatTail(claim.chat, claim.session, claim.resume)
+        self._upstream = upstream
+        self._bus = bus
+        self._claims = claims
+        self._clock = clock
+        self._settings = settings
+        self._log = log.bind(chat_id=str(claim.chat.chat_id), session=claim.session)
+        self._chat: JsonObject = {}
+        self._buffer: FrameBuffer | None = None
+        self._look = True  # read the chat itself: it may have been renamed or archived
+        self._beyond = False  # open the next stream behind all history: it does not fit a frame
+        self._heard = False  # this connection brought something: the link works
+        self._owed = 0  # batches handed out by the tail and not yet confirmed and saved
+
+    @property
+    def chat_id(self) -> UUID:
+        """Which chat."""
+        return self.claim.chat.chat_id
+
+    @property
+    def clean(self) -> bool:
+        """True when all that the tail has told is confirmed and saved."""
+        return self._owed == 0 and self.tail.commit().point.clean
+
+    @property
+    def news(self) -> bool:
+        """Discovery saw something that this follower has not looked at."""
+        return self._look
+
+    def look(self) -> None:
+        """Discovery saw news of the chat."""
+        self._look = True
+        if self._buffer is not None:
+            self._buffer.poke()
+
+    async def run(self) -> Followed:
+        """Follow until the chat has been idle for the linger time, or is not there to be followed.
+
+        Raises:
+            LostClaim: Another worker has it.
+            Unauthorized: The token is not accepted.
+        """
+        try:
+            return await self._follow()
+        except ChatGone:
+            self._log.info("chat_gone")
+            await self._send(self.tail.gone(self._chat, self._clock.now()))
+            return Followed(Ended.GONE, "gone", self.clean)
+        except TooLarge as exc:
+            self._log.error("event_too_large", reason=str(exc))
+            return Followed(Ended.REFUSED, "", clean=False)  # tried again: somebody may raise the broker's limit
+        except ChatRefused as exc:
+            self._log.warning("chat_refused", status=exc.status, reason=str(exc))
+            return Followed(Ended.REFUSED, row_digest(self._chat), self.clean)
+
+    async def _follow(self) -> Followed:
+        delays = self._delays()
+        while True:
+            self._heard = False
+            try:
+                with in_state("connecting"):
+                    await self._discover()
+                why = await self._connection()
+                if isinstance(why, Followed):
+                    return why
+                delays = self._delays()
+            except Unavailable as exc:
+                why = "closed"
+                if self._heard:
+                    delays = self._delays()  # forget earlier failures
+                self._log.info("stream_broken", reason=str(exc))
+            except BadFrame as exc:
+                why = await self._cannot_read(exc)
+            finally:
+                self._buffer = None
+                self.tail.disconnected()
+            RECONNECTS.labels(why).inc()
+            with in_state("backoff"):
+                await self._clock.sleep(next(delays))
+
+    async def _connection(self) -> Followed | str:
+        """One stream, until the chat is let go or the tail finds the stream dead: then the reason."""
+        after = self.tail.beyond if self._beyond else self.tail.after
+        async with self._upstream.stream(self.chat_id, after_id=after) as frames:
+            with in_state("live"):
+                self._log.debug("stream_opened", after_id=after)
+                self.tail.connected(after)
+                buffer = self._buffer = FrameBuffer(
+                    frames=self._settings.buffer_frames, characters=self._settings.buffer_characters
+                )
+                async with buffer.filled_from(frames):
+                    return await self._live(buffer)
+
+    async def _live(self, buffer: FrameBuffer) -> Followed | str:
+        checked = self._clock.monotonic()  # when REST was compared last
+        while True:
+            frames = await buffer.take(self._patience(checked))
+            if frames:
+                reconnect = await self._take(frames)
+            elif frames is None and self.tail.settling:
+                reconnect = await self._send(self.tail.settled(self._clock.now()))
+            elif frames is None and self.tail.idle:
+                if (end := await self._let_go(buffer)) is not None:
+                    return end
+                continue
+            elif frames is None:
+                checked = self._clock.monotonic()
+                reconnect = await self._send(self.tail.recheck(self._clock.now()))
+            else:
+                await self._discover()  # poked
+                continue
+            if self._beyond and reconnect is None:
+                # Behind history that does not fit a frame: REST has it.
+                self._beyond = False
+                reconnect = await self._send(self.tail.recheck(self._clock.now(), "too_large"))
+            if reconnect is not None:
+                return reconnect
+
+    def _patience(self, checked: float) -> float:
+        if self.tail.settling:
+            return self._settings.settle_seconds
+        if self.tail.idle:
+            return self._settings.linger_seconds
+        return max(0.0, checked + self._settings.recheck_seconds - self._clock.monotonic())
+
+    async def _take(self, frames: list[str]) -> str | None:
+        """Feed all frames that wait and publish what comes of them together."""
+        self._heard = True
+        whole = Batch()
+        for text in frames:
+            whole.join(self.tail.feed(decode_frame(text), self._clock.now()))
+            if whole.wants is not None or whole.reconnect is not None:
+                reconnect = await self._send(whole)
+                whole = Batch()
+                if reconnect is not None:
+                    return reconnect  # what waits behind it comes again
+        if len(frames) >= self._settings.shed_frames:
+            kept = shed(whole.events, whole.ended)
+            DROPPED.inc(len(whole.events) - len(kept))
+            whole.events = kept
+        return await self._send(whole)
+
+    async def _discover(self) -> None:
+        """Read the chat itself, if there is news of it, and tell what changed."""
+        if not self._look:
+            return
+        self._look = False
+        try:
+            self._chat = await self._upstream.chat(self.chat_id)
+        except BaseException:
+            self._look = True
+            raise
+        await self._send(self.tail.discovered(self._chat, self._clock.now()))
+
+    async def _let_go(self, buffer: FrameBuffer) -> Followed | None:
+        """The chat was idle long enough. None when it turns out that something is going on after all."""
+        self._look = True
+        await self._discover()
+        if buffer.backlog or self._chat.get("status") not in IDLE:
+            return None
+        return Followed(Ended.IDLE, row_digest(self._chat), self.clean)
+
+    async def _cannot_read(self, exc: BadFrame) -> str:
+        """Keep the frame, tell consumers, and let REST say what was in it."""
+        self._log.error("frame_unreadable", reason=exc.reason, error=str(exc), size=len(exc.raw))
+        DECODE_ERRORS.labels(exc.reason).inc()
+        if exc.reason == "too_large":
+            self._beyond = True
+            return "too_large"
+        parked = exc.raw.encode("utf-8", "surrogatepass")
+        await self._until_available(lambda: self._bus.park_frame(self.claim.chat, parked, exc.reason), "broker")
+        await self._send(self.tail.stream_error(str(exc), "bad_frame", self._clock.now()))
+        return "bad_frame"
+
+    # --- publish, then save -------------------------------------------------------------------------------------------
+
+    async def _send(self, batch: Batch) -> str | None:
+        """Publish and save a batch, answer what it wants, and so on until it wants nothing.
+
+        Returns why to reconnect, or None.
+        """
+        reconnect = batch.reconnect
+        self._owed += 1
+        await self._publish(batch)
+        while batch.wants is not None:
+            batch = await self._answer(batch.wants)
+            reconnect = reconnect or batch.reconnect
+            await self._publish(batch)
+        self._owed -= 1
+        return reconnect
+
+    async def _publish(self, batch: Batch) -> None:
+        events = coalesce(batch.events)
+        COALESCED.inc(len(batch.events) - len(events))
+        self._count(batch)
+        if not events:
+            return
+        await self._until_available(lambda: self._bus.publish(events), "broker")
+        now = self._clock.now()
+        if any(not event.transient for event in events):
+            commit = self.tail.commit()
+            await self._until_available(lambda: self._claims.save(self.claim, commit), "database")
+        for event in events:
+            if event.event == "message" and event.origin is Origin.LIVE:
+                LAG.observe(max(0.0, (now - datetime.fromisoformat(event.time)).total_seconds()))
+
+    async def _answer(self, wanted: Reconcile) -> Batch:
+        RECONCILES.labels(wanted.reason).inc()
+        self._log.debug("reconciling", reason=wanted.reason)
+
+        async def read() -> Batch:
+            # Messages last: the status may be older than they are, never newer.
+            chat = await self._upstream.chat(self.chat_id)
+            page = await self._upstream.messages(self.chat_id, down_to=wanted.down_to)
+            return self.tail.answered(chat, page.messages, complete=page.complete, at=self._clock.now())
+
+        return await self._until_available(read, "coder")
+
+    async def _until_available(self, act: Callable[[], Awaitable[T]], what: str) -> T:
+        """Repeat until it works. What was handed out by the tail must get out, in this order, before anything else."""
+        delays = self._delays()
+        waited = False
+        while True:
+            try:
+                result = await act()
+            except Unavailable as exc:
+                if not waited:
+                    self._log.warning("waiting", dependency=what, reason=str(exc))
+                waited = True
+                await self._clock.sleep(max(next(delays), exc.retry_after_seconds or 0.0))
+            else:
+                if waited:
+                    self._log.info("available_again", dependency=what)
+                return result
+
+    def _delays(self) -> Iterator[float]:
+        return backoff(
+            chance=Chance(), first=self._settings.first_delay_seconds, longest=self._settings.longest_delay_seconds
+        )
+
+    def _count(self, batch: Batch) -> None:
+        REPLAYS.inc(batch.replays)
+        GAPS.inc(batch.gaps)
+        for kind in batch.unknown:
+            DECODE_ERRORS.labels("unknown_type").inc()
+            self._log.warning("event_type_unknown", type=kind[:64])
+        for event in batch.events:
+            match event.event:
+                case "retry":
+                    RETRIES.labels(_kind(event)).inc()
+                case "error" if event.detail == "turn":
+                    CHAT_ERRORS.labels(_kind(event)).inc()
+                case "error":
+                    STREAM_ERRORS.labels(str(dict(event.data)["reason"])).inc()
+                case "history":
+                    EDITS.labels(str(dict(event.data)["reason"])).inc()
+
+
+def _kind(event: Event) -> str:
+    kind = str(dict(event.data).get("kind") or "generic")
+    return kind if kind in _KINDS else "other"
+
+
+@contextmanager
+def in_state(state: str) -> Iterator[None]:
+    """Count a stream in this state while the block runs."""
+    STREAMS.labels(state).inc()
+    try:
+        yield
+    finally:
+        STREAMS.labels(state).dec()

@@ -1,0 +1,262 @@
+"""Price what was used and tell when a limit is near: charge, sum, decide, alert.
+
+Spend is a sum over charge rows, so a message that comes twice costs once. An alert is a row too: it is stored before
+it is published and marked after, so that a crash between the two publishes it again under the same id, never a
+second one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated, Literal, cast
+from uuid import UUID
+
+import structlog
+from prometheus_client import Counter
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
+
+from relay.core.errors import BadEvent, ChatRefused, Unauthorized
+from relay.core.events import NOBODY, ChargedData, ChatRef, Event, JsonObject, LimitData, event_id, utc
+from relay.core.usage import Period, Policy, Price, alert_event, cost_micros, reached, tokens_of
+from relay.ports import Bus, Charge, Charges, Clock, Spend, Upstream
+from relay.programs.inbox import Inbox
+
+log = structlog.get_logger(__name__)
+
+CHARGED = Counter(
+    "relay_usage_charges_total", "Messages charged, each once. unpriced: the price book lacks its model.", ["priced"]
+)
+SPENT = Counter("relay_usage_spend_micros_total", "Millionths of a US dollar charged. The slope is the burn rate.")
+TOKENS = Counter("relay_usage_tokens_total", "Tokens charged.", ["token_type"])
+ALERTS = Counter("relay_usage_alerts_total", "Limit levels that fired, each once per scope and period.", ["event"])
+for _priced in ("priced", "unpriced"):
+    CHARGED.labels(_priced)
+for _type in ("input", "output", "reasoning", "cache_read", "cache_write"):
+    TOKENS.labels(_type)
+for _event in ("threshold", "exceeded"):
+    ALERTS.labels(_event)
+
+QUEUE = "relay.meter"
+_UNKNOWN_SECONDS = 10.0  # a model that Coder did not name may be new: ask again, but not for every message
+
+
+class PriceSettings(BaseModel, frozen=True, extra="forbid"):
+    """US dollars per million tokens of one model; what is left out has no price."""
+
+    input: Decimal | None = Field(None, ge=0)
+    output: Decimal | None = Field(None, ge=0)
+    cache_read: Decimal | None = Field(None, ge=0)
+    cache_write: Decimal | None = Field(None, ge=0)
+
+
+class PolicySettings(BaseModel, frozen=True, extra="forbid"):
+    """A spend limit: of each user by themselves, or of the whole deployment."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+    scope: Literal["user", "deployment"] = "user"
+    period: Period = Period.MONTH
+    limit_micros: PositiveInt
+    levels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (50, 80, 95, 100)
+
+
+class MeterSettings(BaseModel, frozen=True, extra="forbid"):
+    """Prices by model name or by model config id, which win over those that Coder tells; and limits."""
+
+    prices: Mapping[str, PriceSettings] = {}
+    policies: Sequence[PolicySettings] = ()
+    prefetch: PositiveInt = 50
+    prices_seconds: PositiveFloat = 300.0  # Coder's prices are read again after so long
+
+
+class PriceBook:
+    """The price of a model: the settings' own first, then what Coder's model configs say."""
+
+    def __init__(self, settings: MeterSettings, upstream: Upstream | None, clock: Clock) -> None:
+        self._own = {
+            name: Price(name, p.input, p.output, p.cache_read, p.cache_write) for name, p in settings.prices.items()
+        }
+        self._upstream = upstream
+        self._clock = clock
+        self._lifetime = settings.prices_seconds
+        self._told: Mapping[UUID, Price] = {}
+        self._read_at: float | None = None
+
+    async def price(self, model_config_id: str) -> tuple[str, Price | None]:
+        """Name of the model and its price; None when nobody tells one. May raise `Unavailable`."""
+        try:
+            config = UUID(model_config_id)
+        except ValueError:
+            config = NOBODY
+        if self._older_than(self._lifetime if config in self._told else _UNKNOWN_SECONDS):
+            await self._read()
+        told = self._told.get(config)
+        name = told.model if told else model_config_id
+        return name, self._own.get(name) or self._own.get(model_config_id) or told
+
+    def _older_than(self, seconds: float) -> bool:
+        return self._read_at is None or self._clock.monotonic() - self._read_at > seconds
+
+    async def _read(self) -> None:
+        if self._upstream is None:
+            return
+        try:
+            prices = await self._upstream.model_prices()
+        except (Unauthorized, ChatRefused) as exc:
+            self._read_at = self._clock.monotonic()
+            log.warning("prices_refused", reason=str(exc))
+            return
+        self._read_at = self._clock.monotonic()
+        self._told = {
+            config: Price(p.model, p.input, p.output, p.cache_read, p.cache_write) for config, p in prices.items()
+        }
+
+
+class Meter:
+    """The consumer of `relay.meter`."""
+
+    def __init__(
+        self, *, bus: Bus, charges: Charges, upstream: Upstream | None, clock: Clock, settings: MeterSettings
+    ) -> None:
+        self._bus = bus
+        self._charges = charges
+        self._prices = PriceBook(settings, upstream, clock)
+        self._policies = [Policy(p.name, p.scope, p.period, p.limit_micros, p.levels) for p in settings.policies]
+        self._inbox = Inbox("meter", QUEUE, bus=bus, clock=clock, prefetch=settings.prefetch)
+        self._clock = clock
+        self._alerts_waiting = True  # some may have been stored and not published by a meter that died
+
+    async def run(self, report: Callable[[bool, str], None] = lambda ok, reason: None) -> None:
+        """Work off the queue until cancelled."""
+        await self._inbox.work_off(self.handle, report)
+
+    async def handle(self, event: Event) -> None:
+        """Charge the message of an event, if it is one that costs.
+
+        Raises:
+            BadEvent: It does not hold what its type promises.
+        """
+        if self._alerts_waiting:
+            await self._publish_alerts()
+        if (event.family, event.event, event.detail) != ("chat", "message", "assistant"):
+            return
+        message = dict(event.data).get("message")
+        if not isinstance(message, dict):
+            raise BadEvent("chat.message without a message")
+        usage = message.get("usage")
+        if not isinstance(usage, dict):
+            return  # an interrupted step: it cost, but nobody says what
+        charge, price = await self._charge(event, message, usage)
+        if await self._charges.charge(charge):
+            CHARGED.labels("unpriced" if charge.cost_micros is None else "priced").inc()
+            SPENT.inc(charge.cost_micros or 0)
+            for name, count in tokens_of(usage).items():
+                TOKENS.labels(name).inc(cast(int, count))
+        await self._bus.publish([charged_event(event, charge, price)])
+        for policy in self._policies:
+            await self._judge(policy, event, charge)
+        if self._alerts_waiting:
+            await self._publish_alerts()
+
+    async def _charge(self, event: Event, message: JsonObject, usage: JsonObject) -> tuple[Charge, Price | None]:
+        message_id = message.get("id")
+        if type(message_id) is not int:
+            raise BadEvent("a message without an integer id")
+        try:
+            at = datetime.fromisoformat(event.time)
+        except ValueError as exc:
+            raise BadEvent(f"time is not RFC 3339: {event.time!r}") from exc
+        model, price = await self._prices.price(str(message.get("model_config_id") or ""))
+        tokens = tokens_of(usage)
+        return Charge(
+            chat=event.chat,
+            message_id=message_id,
+            at=at,
+            model=model,
+            input_tokens=tokens["input"],
+            output_tokens=tokens["output"],
+            reasoning_tokens=tokens["reasoning"],
+            cache_read_tokens=tokens["cache_read"],
+            cache_write_tokens=tokens["cache_write"],
+            cost_micros=cost_micros(tokens, price),
+        ), price
+
+    async def _judge(self, policy: Policy, event: Event, charge: Charge) -> None:
+        chat = event.chat
+        bounds = policy.period.bounds(charge.at)
+        owner = chat.owner_id if policy.scope == "user" else None
+        spend = await self._charges.spend(chat.deployment, owner_id=owner, start=bounds[0], end=bounds[1])
+        for level in reached(policy, spend.cost_micros):
+            alert = limit_event(policy, level, spend, event, bounds)
+            if await self._charges.raise_alert(str(alert.id), alert):
+                self._alerts_waiting = True
+                ALERTS.labels(alert.event).inc()
+                log.info("limit_level_reached", policy=policy.name, percent=level, scope=policy.scope)
+
+    async def _publish_alerts(self) -> None:
+        for key, alert in await self._charges.unpublished_alerts():
+            await self._bus.publish([alert])
+            await self._charges.alert_published(key)
+        self._alerts_waiting = False
+
+
+def charged_event(event: Event, charge: Charge, price: Price | None) -> Event:
+    """`usage.charged` for a message event. It stands where the message stood: same session and position."""
+    data: ChargedData = {
+        "message_id": charge.message_id,
+        "model": charge.model,
+        "tokens": {
+            "input": charge.input_tokens,
+            "output": charge.output_tokens,
+            "reasoning": charge.reasoning_tokens,
+            "cache_read": charge.cache_read_tokens,
+            "cache_write": charge.cache_write_tokens,
+        },
+        "cost_micros": charge.cost_micros,
+        "owner_id": str(charge.chat.owner_id),
+        "root_chat_id": str(charge.chat.root_chat_id),
+    }
+    if price is not None:
+        data["price"] = price.to_json()
+    return Event(
+        id=event_id(charge.chat, "charged", charge.message_id),
+        family="usage",
+        event="charged",
+        detail="chat",
+        chat=charge.chat,
+        data=data,
+        time=event.time,
+        origin=event.origin,
+        session=event.session,
+        position=event.position,
+        subject=str(charge.chat.owner_id),
+    )
+
+
+def limit_event(policy: Policy, level: int, spend: Spend, cause: Event, bounds: tuple[datetime, datetime]) -> Event:
+    """`usage.threshold` or `usage.exceeded`. Its id says policy, scope, period and level, and nothing else."""
+    chat = cause.chat
+    start, end = utc(bounds[0]), utc(bounds[1])
+    scope_id = str(chat.owner_id) if policy.scope == "user" else chat.deployment
+    whose = ChatRef(chat.deployment, NOBODY, chat.owner_id if policy.scope == "user" else NOBODY, NOBODY)
+    data: LimitData = {
+        "policy": policy.name,
+        "scope": {"kind": policy.scope, "id": scope_id},
+        "period": {"kind": policy.period.value, "start": start, "end": end},
+        "percent": level,
+        "spend_micros": spend.cost_micros,
+        "limit_micros": policy.limit_micros,
+        "evidence": {"charges": spend.charges, "last_message_ids": list(spend.last_message_ids), "prices": []},
+    }
+    return Event(
+        id=event_id(whose, "limit", policy.name, policy.scope, scope_id, policy.period.value, start, level),
+        family="usage",
+        event=alert_event(level),
+        detail=policy.scope,
+        chat=whose,
+        data=data,
+        time=cause.time,
+        origin=cause.origin,
+        session=cause.session,
+        position=cause.position,
+        subject=scope_id,
+    )
