@@ -21,7 +21,7 @@ from relay.core.backoff import backoff
 from relay.core.errors import Unavailable, WrongSettings
 from relay.ports import ObjectStore
 from relay.programs.archivist import Archivist
-from relay.programs.follow import Chance
+from relay.programs.chance import Chance
 from relay.programs.meter import Meter
 from relay.programs.worker import Worker
 from relay.settings import Settings

@@ -17,6 +17,17 @@ class Unavailable(RelayError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class StreamEnded(Unavailable):
+    """A stream ended, as streams do. React: as `Unavailable`, and count why.
+
+    `reason` is one of `server_close`, `ping_timeout`, `network_error`, `protocol_error`, `too_slow`.
+    """
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(what)
+        self.reason = reason
+
+
 class Unroutable(Unavailable):
     """The broker has no queue for a durable event. React: as `Unavailable`, and loudly: somebody removed a binding.
 
@@ -70,7 +81,7 @@ class WrongSettings(RelayError):
 
 
 class TooLarge(RelayError):
-    """The broker's limit is below the size of one message. React: set this chat aside and tell; the same will fail again.
+    """The broker's limit is below the size of one message. React: set this chat aside and tell; again is no use.
 
     It goes through once the limit is raised (`max_message_size` in rabbitmq.conf). `size` and `limit` in bytes.
     """

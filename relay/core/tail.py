@@ -218,11 +218,12 @@ class ChatTail:
         collected, self._snapshot = self._snapshot or [], None
         if failed := next((e.error for e in collected if isinstance(e, ErrorSeen) and _is_failed(e.error)), None):
             self._stream_error(failed, "snapshot_failed")  # what could not be read looks like what is not there
-        elif self._proves_itself(collected):
+        elif self._proves_itself(collected) and not (self._statement_due and self._doubt is not None):
             self._take_snapshot(collected)
         else:
+            # After a crash in doubt, too: what is stated then must be all of it.
             self._unproved = collected
-            self._want("reconnect")
+            self._want(self._doubt or "reconnect")
         return self._drain()
 
     def answered(

@@ -24,7 +24,7 @@ from relay.core.errors import ChatGone, ChatRefused, Unauthorized, Unavailable
 from relay.core.events import ArchiveData, ChatRef, Event, JsonObject, Origin, encode_json, event_id, utc
 from relay.core.transcript import differences
 from relay.ports import ArchiveRecord, Archives, Bus, Clock, Collected, ObjectStore, Upstream
-from relay.programs.follow import Chance
+from relay.programs.chance import Chance
 from relay.programs.inbox import Inbox
 
 log = structlog.get_logger(__name__)

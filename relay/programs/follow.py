@@ -4,7 +4,6 @@ Publish, then save: so any await may be the last, and a follower that is cancell
 What waits for a broker or a database waits here, with the socket unread behind it.
 """
 
-import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,12 +17,13 @@ from prometheus_client import Counter, Gauge, Histogram
 from pydantic import BaseModel, PositiveFloat, PositiveInt
 
 from relay.core.backoff import backoff
-from relay.core.errors import BadFrame, ChatGone, ChatRefused, TooLarge, Unavailable
+from relay.core.errors import BadFrame, ChatGone, ChatRefused, StreamEnded, TooLarge, Unavailable
 from relay.core.events import Event, JsonObject, Origin
 from relay.core.frames import content_digest, decode_frame
 from relay.core.preview import coalesce, shed
 from relay.core.tail import IDLE, Batch, ChatTail, Reconcile
 from relay.ports import Bus, Claim, Claims, Clock, Upstream
+from relay.programs.chance import Chance
 from relay.programs.frame_buffer import FrameBuffer
 
 log = structlog.get_logger(__name__)
@@ -76,7 +76,10 @@ LAG = Histogram(
 STREAMS = Gauge("relay_streams", "Chats followed now, by state.", ["state"])
 
 _STREAM_ERRORS = ("dropped_messages", "snapshot_failed", "bad_frame")
-_RECONNECTS = ("closed", "dropped_messages", "snapshot_failed", "bad_frame", "stale", "too_large")
+_RECONNECTS = (
+    *("server_close", "ping_timeout", "network_error", "protocol_error", "too_slow", "refused"),
+    *("dropped_messages", "snapshot_failed", "bad_frame", "stale", "too_large"),
+)
 _RECONCILES = ("edit", "prompt", "reconnect", "settle", "timer", *_STREAM_ERRORS, "too_large")
 for _counter, _values in (
     (RETRIES, _KINDS),
@@ -121,16 +124,6 @@ class Followed:
     why: Ended
     seen: str
     clean: bool
-
-
-class Chance:
-    """Random numbers in [0, 1) for delays."""
-
-    def __iter__(self) -> Iterator[float]:
-        return self
-
-    def __next__(self) -> float:
-        return random.random()  # noqa: S311  # spreads reconnects; nothing secret hangs on it
 
 
 def row_digest(chat: JsonObject) -> str:
@@ -212,7 +205,7 @@ class Follower:
                     return why
                 delays = self._delays()
             except Unavailable as exc:
-                why = "closed"
+                why = exc.reason if isinstance(exc, StreamEnded) else "refused"
                 if self._heard:
                     delays = self._delays()  # forget earlier failures
                 self._log.info("stream_broken", reason=str(exc))

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from relay.core.errors import Unavailable
+from relay.core.errors import StreamEnded
 
 
 class FrameBuffer:
@@ -52,7 +52,7 @@ class FrameBuffer:
         self._poked = False
         if not self._waiting and self._reader is not None and self._reader.done():
             self._reader.result()
-            raise Unavailable("the stream ended")
+            raise StreamEnded("the stream ended", "network_error")
         frames = list(self._waiting)
         self._waiting.clear()
         self._size = 0

@@ -10,7 +10,7 @@ from relay.core.backoff import backoff
 from relay.core.errors import BadEvent, Unavailable
 from relay.core.events import Event, decode_event
 from relay.ports import Bus, Clock, Delivery
-from relay.programs.follow import Chance
+from relay.programs.chance import Chance
 
 log = structlog.get_logger(__name__)
 

@@ -19,7 +19,8 @@ from relay.core.errors import LostClaim, Unauthorized, Unavailable
 from relay.core.events import ChatRef, JsonObject
 from relay.core.tail import IDLE
 from relay.ports import Bus, Claims, Clock, Upstream
-from relay.programs.follow import Chance, Followed, Follower, FollowSettings, row_digest
+from relay.programs.chance import Chance
+from relay.programs.follow import Followed, Follower, FollowSettings, row_digest
 
 log = structlog.get_logger(__name__)
 
