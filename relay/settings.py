@@ -112,11 +112,12 @@ def known_names() -> Iterator[str]:
     yield CONFIG_FILE
     yield from (f"{name}_FILE" for name in _IN_FILES)
     for name, field in Settings.model_fields.items():
-        group = _model_in(field.annotation)
+        group = model_in(field.annotation)
         yield from (f"{PREFIX}{name}__{inner}".upper() for inner in (group.model_fields if group else ()))
 
 
-def _model_in(annotation: object) -> type[BaseModel] | None:
+def model_in(annotation: object) -> type[BaseModel] | None:
+    """The group of settings that a field holds, also where it may be None."""
     options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
@@ -74,6 +75,8 @@ LAG = Histogram(
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900),
 )
 STREAMS = Gauge("relay_streams", "Chats followed now, by state.", ["state"])
+
+_PUBLISH_AT_ONCE = 256  # a long history goes out in pieces: each publish has one deadline
 
 _STREAM_ERRORS = ("dropped_messages", "snapshot_failed", "bad_frame")
 _RECONNECTS = (
@@ -335,7 +338,9 @@ class Follower:
         self._count(batch)
         if not events:
             return
-        await self._until_available(lambda: self._bus.publish(events), "broker")
+        for begin in range(0, len(events), _PUBLISH_AT_ONCE):
+            some = events[begin : begin + _PUBLISH_AT_ONCE]
+            await self._until_available(partial(self._bus.publish, some), "broker")
         now = self._clock.now()
         if any(not event.transient for event in events):
             commit = self.tail.commit()

@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 CONSUMERS = ("meter", "archivist")
 MESSAGES = Counter(
     "relay_consumer_messages_total",
-    "Deliveries by outcome. requeued: a dependency was away. dead_lettered: look at the dead-letter queue.",
+    "Deliveries by outcome. held: a dependency is away, tried again. dead_lettered: look at the dead-letter queue.",
     ["consumer", "outcome"],
 )
 SECONDS = Histogram(
@@ -30,10 +30,11 @@ INFLIGHT = Gauge("relay_consumer_inflight", "Deliveries being handled.", ["consu
 for _consumer in CONSUMERS:
     SECONDS.labels(_consumer)
     INFLIGHT.labels(_consumer)
-    for _outcome in ("acked", "requeued", "dead_lettered"):
+    for _outcome in ("acked", "held", "dead_lettered"):
         MESSAGES.labels(_consumer, _outcome)
 
 Handle = Callable[[Event], Awaitable[None]]
+Report = Callable[[bool, str], None]
 
 
 class Inbox:
@@ -50,8 +51,8 @@ class Inbox:
         self._clock = clock
         self._prefetch = prefetch
 
-    async def work_off(self, handle: Handle, report: Callable[[bool, str], None]) -> None:
-        """Until cancelled. `report` hears whether the queue can be read, and why not."""
+    async def work_off(self, handle: Handle, report: Report) -> None:
+        """Until cancelled. `report` hears whether the queue can be worked off, and why not."""
         delays = backoff(chance=Chance())
         while True:
             try:
@@ -59,28 +60,39 @@ class Inbox:
                     report(True, "")
                     log.info("consuming", consumer=self._consumer, queue=self._queue)
                     async for delivery in deliveries:
-                        await self._take(delivery, handle)
+                        await self._take(delivery, handle, report)
                         delays = backoff(chance=Chance())
             except Unavailable as exc:
                 report(False, str(exc))
                 log.warning("consumer_interrupted", consumer=self._consumer, reason=str(exc))
             await self._clock.sleep(next(delays))
 
-    async def _take(self, delivery: Delivery, handle: Handle) -> None:
+    async def _take(self, delivery: Delivery, handle: Handle, report: Report) -> None:
         began = self._clock.monotonic()
         with INFLIGHT.labels(self._consumer).track_inprogress():
             try:
-                await handle(decode_event(delivery.body, delivery.routing_key))
+                await self._handle(decode_event(delivery.body, delivery.routing_key), handle, report)
             except BadEvent as exc:
                 log.warning("event_dead_lettered", consumer=self._consumer, reason=str(exc))
                 await delivery.dead_letter(str(exc))
                 outcome = "dead_lettered"
-            except Unavailable:
-                # Not its fault: it comes again. The link is made anew, with a pause, so that it does not spin.
-                MESSAGES.labels(self._consumer, "requeued").inc()
-                raise
             else:
                 await delivery.ack()
                 outcome = "acked"
         MESSAGES.labels(self._consumer, outcome).inc()
         SECONDS.labels(self._consumer).observe(self._clock.monotonic() - began)
+
+    async def _handle(self, event: Event, handle: Handle, report: Report) -> None:
+        """Until it is handled. To give it back instead would count towards the delivery limit: an outage of some
+        minutes would end in the dead letters."""
+        for delay in backoff(chance=Chance()):
+            try:
+                await handle(event)
+            except Unavailable as exc:
+                report(False, str(exc))
+                MESSAGES.labels(self._consumer, "held").inc()
+                log.warning("event_held", consumer=self._consumer, reason=str(exc))
+                await self._clock.sleep(max(delay, exc.retry_after_seconds or 0.0))
+            else:
+                report(True, "")
+                return

@@ -15,7 +15,7 @@ from prometheus_client import Counter, Gauge
 from pydantic import BaseModel, PositiveFloat, PositiveInt
 
 from relay.core.backoff import backoff
-from relay.core.errors import LostClaim, Unauthorized, Unavailable
+from relay.core.errors import BadFrame, LostClaim, Unauthorized, Unavailable
 from relay.core.events import ChatRef, JsonObject
 from relay.core.tail import IDLE
 from relay.ports import Bus, Claims, Clock, Upstream
@@ -145,8 +145,8 @@ class Worker:
                 self._wake(group, chat, news=self._seen.get(chat.chat_id) != row_digest(row))
 
     async def _watch_for_ever(self, group: asyncio.TaskGroup) -> None:
+        delays = backoff(chance=Chance())
         while True:
-            delays = backoff(chance=Chance())
             try:
                 async with self._upstream.watch() as frames:
                     self.state.watching = True
@@ -156,8 +156,8 @@ class Worker:
                             WATCH_EVENTS.inc()
                             if (chat := self._ref(row)) is not None:
                                 self._wake(group, chat, news=True)
-            except Unavailable as exc:
-                log.info("watch_broken", reason=str(exc))
+            except (Unavailable, BadFrame) as exc:
+                log.info("watch_broken", reason=str(exc))  # the sweeps find what it would have told
             finally:
                 self.state.watching = False
             await self._clock.sleep(next(delays))
