@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
@@ -25,10 +25,11 @@ from relay.adapters.store import migrate, open_store, schema_version
 from relay.adapters.topology import TOPOLOGY, Binding, Exchange, Queue, definitions
 from relay.core.errors import ChatRefused, RelayError, Unauthorized, Unavailable, WrongSettings
 from relay.core.events import Event, JsonObject, decode_event
-from relay.demo import ChatLine, DemoOptions, Seen, Summary, run_demo
 from relay.processes import ROLES, run_roles
 from relay.settings import Settings, read_settings
-from relay.simulator.command import simulator
+
+if TYPE_CHECKING:
+    from relay.demo import ChatLine, DemoOptions, Seen, Summary
 
 T = TypeVar("T")
 
@@ -70,7 +71,21 @@ def _run(work: Coroutine[None, None, T]) -> T:
         raise click.exceptions.Abort from None
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """The simulator's command is read when it is asked for: its web server would slow down every other command."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "simulator"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "simulator":
+            from relay.simulator.command import simulator  # noqa: PLC0415
+
+            return simulator
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="coder-chat-relay")
 def relay() -> None:
     """Follow every Coder Agents chat and publish one ordered, de-duplicated event stream on RabbitMQ.
@@ -78,9 +93,6 @@ def relay() -> None:
     `relay demo` shows all of it in a minute and needs no other service. Settings are RELAY_* variables, see
     `docs/configuration.md`.
     """
-
-
-relay.add_command(simulator)
 
 
 # --- the processes ---------------------------------------------------------------------------------------------------
@@ -171,6 +183,8 @@ def demo(**options: Any) -> None:
       relay demo --chats 30 --seed 7 --speed 5
       relay demo --rabbit amqp://guest:guest@localhost:5672/%2F --json
     """
+    from relay.demo import DemoOptions  # noqa: PLC0415  # as with the simulator, which it starts
+
     as_json = options.pop("as_json")
     configure_logs(LogSettings(level="error"))
     summary = _run(_demo(DemoOptions(**options), as_json=as_json))
@@ -178,7 +192,9 @@ def demo(**options: Any) -> None:
     sys.exit(0 if summary.good else 1)
 
 
-async def _demo(options: DemoOptions, *, as_json: bool) -> Summary:
+async def _demo(options: "DemoOptions", *, as_json: bool) -> "Summary":
+    from relay.demo import run_demo  # noqa: PLC0415
+
     stop = asyncio.Event()
     if options.serve:
         for sig in (signal.SIGINT, signal.SIGTERM):
@@ -196,7 +212,7 @@ def _progress(console: Console) -> Any:
         return
     shown: dict[str, tuple[str, int]] = {}
 
-    def plain(seen: Seen) -> None:
+    def plain(seen: "Seen") -> None:
         for line in seen.lines.values():
             now = ("done" if line.done else line.status, line.turns)
             if line.name and shown.get(line.chat_id) != now:
@@ -206,13 +222,13 @@ def _progress(console: Console) -> Any:
     yield plain
 
 
-def _plain_line(line: ChatLine) -> str:
+def _plain_line(line: "ChatLine") -> str:
     state = "done" if line.done else line.status or "new"
     counts = f"{line.turns} turns, {line.messages} messages, {line.previews} previews"
     return f"{line.name:<12} {line.owner:<4} {state:<9} {counts}"
 
 
-def _table(seen: Seen) -> Table:
+def _table(seen: "Seen") -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("chat", "owner", "status", "turns", "messages", "previews"):
         table.add_column(heading, justify="right" if heading in ("turns", "messages", "previews") else "left")
@@ -222,7 +238,7 @@ def _table(seen: Seen) -> Table:
     return table
 
 
-def _summary_text(summary: Summary) -> str:
+def _summary_text(summary: "Summary") -> str:
     spend = ", ".join(f"{owner} ${micros / 1e6:.4f}" for owner, micros in sorted(summary.spend_micros.items()))
     verdict = (
         f"{'OK' if summary.good else 'NOT EQUAL'}: for {summary.equal} of {summary.chats} chats the fold of the "

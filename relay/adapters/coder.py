@@ -307,12 +307,12 @@ class CoderUpstream:
             if "messages" not in page or not isinstance(more, bool):
                 raise Unavailable(f"{answer.call}: no page of messages")  # taken for an empty one it would be an edit
             rows = as_objects(answer, page["messages"], null=True)
+            lowest = min((message_id(answer, row) for row in rows), default=0)
             if queued is None:  # the queue comes with the newest page only
                 queued = as_objects(answer, page.get("queued_messages"), null=True)
             messages += rows
             if not more:
                 break
-            lowest = min((message_id(answer, row) for row in rows), default=0)
             if not rows or lowest >= int(before.get("before_id", lowest + 1)):
                 raise Unavailable(f"{answer.call}: a page that promises more and does not move on")
             if lowest <= down_to:

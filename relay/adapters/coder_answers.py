@@ -139,8 +139,8 @@ def chat_rows(answer: Answer) -> list[JsonObject]:
 
 
 def message_id(answer: Answer, row: JsonObject) -> int:
-    if not isinstance(row.get("id"), int):
-        raise Unavailable(f"{answer.call}: a message without an id")
+    if type(row.get("id")) is not int or not isinstance(row.get("role"), str):
+        raise Unavailable(f"{answer.call}: a message without an id or a role")
     return cast(int, row["id"])
 
 

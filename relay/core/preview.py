@@ -63,6 +63,7 @@ class _Step:
     heard: list[PartSeen] = field(default_factory=list)  # since the connection began, while it repeats what was told
     counts: dict[str, int] = field(default_factory=dict)  # whole parts heard on this connection, per kind
     calls: set[str] = field(default_factory=set)
+    unheard: set[str] = field(default_factory=set)  # of those, the ones that this connection has yet to repeat
     results: bool = False  # a local tool-result was heard: the model's part of the step is over
 
     @property
@@ -81,9 +82,11 @@ class _Step:
         self.wholes.clear()
         self.counts.clear()
         self.calls.clear()
+        self.unheard.clear()
 
     def rewind(self) -> None:
         self.heard.clear()
+        self.unheard = set(self.calls)
         self.counts.clear()
         self.results = False
         for channel in self.channels.values():
@@ -91,7 +94,7 @@ class _Step:
 
     @property
     def repeating(self) -> bool:
-        return any(channel.heard < channel.length for channel in self.channels.values())
+        return bool(self.unheard) or any(channel.heard < channel.length for channel in self.channels.values())
 
 
 class LiveText:
@@ -104,6 +107,7 @@ class LiveText:
         self._earlier_calls: set[str] = set()  # of the turn before
         self._late = {"text": "", "reasoning": ""}  # of the newest stored step: what no part has told
         self._held: list[PartSeen] = []  # parts that may be the end of the newest stored step
+        self._repeated: dict[str, str] = {}  # per channel, all text of the snapshot that is being told
         self.dropped = 0  # parts that belonged to a stored step
         self.ended: list[int] = []  # steps that have their message
 
@@ -184,7 +188,13 @@ class LiveText:
             if text == newest_text and not self._told_is(text):
                 kept = []
         self.dropped += len(parts) - len(kept)
-        return self._another_run(kept) + [told for seen in kept for told in self.part(seen)]
+        for seen in kept:
+            delta, channel = _delta(seen)
+            if channel is not None:
+                self._repeated[channel] = self._repeated.get(channel, "") + delta
+        told = self._another_run(kept) + [told for seen in kept for told in self.part(seen)]
+        self._repeated.clear()
+        return told
 
     def _another_run(self, parts: list[PartSeen]) -> list[Told]:
         """A connection repeats a step from its start: a call that was told and is not repeated is of another run."""
@@ -245,7 +255,12 @@ class LiveText:
 
     def _tell(self, step: _Step, seen: PartSeen) -> list[Told]:
         if seen.kind == "tool-call" and seen.call_id:
+            if step.unheard and seen.call_id not in step.calls:
+                # Parts are repeated in order: a new call before the told ones is of another run.
+                step.heard.append(seen)
+                return self._begin_anew(step, "reconnect")
             step.calls.add(seen.call_id)
+            step.unheard.discard(seen.call_id)
         if seen.local_result:
             step.results = True
         delta, channel_name = _delta(seen)
@@ -256,7 +271,8 @@ class LiveText:
         if step.repeating:
             step.heard.append(seen)
         if not (ahead.startswith(delta) or delta.startswith(ahead)):
-            return self._begin_anew(step, channel.told, channel_name)
+            lost = _is_subsequence(channel.told, self._repeated.get(channel_name, ""))
+            return self._begin_anew(step, "gap" if lost else "reconnect")
         fresh, offset = delta[len(ahead) :], channel.length
         channel.heard += len(delta)
         channel.add(fresh)
@@ -278,11 +294,9 @@ class LiveText:
             offset = len(step.told_text(f"args:{seen.call_id}"))
         return [Fragment(step.number, seen.role, seen.part, offset)]
 
-    def _begin_anew(self, step: _Step, told: str, channel_name: str) -> list[Told]:
+    def _begin_anew(self, step: _Step, reason: ResetReason) -> list[Told]:
         """Upstream's repetition differs from what was told: take it back and tell the repetition."""
         heard = step.heard[:]
-        text = "".join(_delta(seen)[0] for seen in heard if _delta(seen)[1] == channel_name)
-        reason: ResetReason = "gap" if _is_subsequence(told[: len(text)], text) else "reconnect"
         step.forget()
         step.rewind()
         again: list[Told] = [Reset(step.number, reason)]

@@ -7,6 +7,7 @@
     tail.settled(at)                  -> Batch: `tail.settling`, and no frame came for a moment
     tail.disconnected()               the stream ended, however
     tail.commit()                     what to save, once the broker has confirmed all events so far
+    tail.saved(commit)                it was stored: the next commit has only what came since
 
 A tail that is dropped before its commit was saved leaves no trace: the next one tells the same facts again, with the
 same ids. Servers up to 2.34 tell edits badly and ends of turns early; where the frames alone cannot decide, a batch
@@ -116,10 +117,11 @@ class ChatTail:
         self._early: list[PartSeen] = []  # parts before `running`
 
         self._known = set(resume.known)
-        self._saved = set(resume.known)
+        self._saved = resume.known
         self._gone: set[int] = set()
         self._turn_id = resume.turn
         self._turn: Turn | None = Turn(resume.open) if resume.open is not None else None
+        self._streamed = resume.turn  # the last user message that the stream has shown: REST may be ahead of it
         self._idle_seen = resume.idle_seen
         self._newest_text: str | None = None  # of the newest assistant message seen
         self._error = resume.error
@@ -172,6 +174,11 @@ class ChatTail:
         return self._turn is None and self._upstream_status in IDLE and self._doubt is None and self._snapshot is None
 
     @property
+    def stated(self) -> bool:
+        """Consumers know what history is: no statement is owed after a crash."""
+        return not self._statement_due
+
+    @property
     def running(self) -> bool:
         """Upstream says that a turn is being worked on."""
         return self._upstream_status is not None and self._upstream_status not in IDLE
@@ -189,6 +196,8 @@ class ChatTail:
         self._asked = after_id
         self._snapshot = []
         self._origin = Origin.SNAPSHOT
+        if self._turn is not None and self._turn.id <= after_id:
+            self._streamed = self._turn.id  # it will not be shown again
 
     def disconnected(self) -> None:
         """The stream ended: what it left half done is void."""
@@ -243,8 +252,11 @@ class ChatTail:
             self._want(wanted.reason, down_to=0)
             return self._out()
         self._doubt = None
+        self._armed = False  # the read is later than the prompt, and knows whether it was an edit
         origin, self._origin = self._origin, Origin.RECONCILE
-        self._adopt(page, complete=complete)
+        missed = self._adopt(page, complete=complete)
+        if wanted.reason == "timer" and missed:
+            self._batch.reconnect = "stale"  # the stream should have told it
         self._origin = origin
         if self._unproved is not None:
             collected, self._unproved = self._unproved, None
@@ -321,11 +333,13 @@ class ChatTail:
             lifecycle=self._lifecycle,
             lifecycle_count=self._lifecycle_count,
             archived=self._archived,
-            clean=not self._statement_due,
+            clean=self.stated,
         )
-        commit = Commit(point, known - self._saved, frozenset(self._saved - known))
-        self._saved = set(known)
-        return commit
+        return Commit(point, known - self._saved, self._saved - known)
+
+    def saved(self, commit: Commit) -> None:
+        """The commit was stored. Until then the next one holds its difference too."""
+        self._saved = commit.point.known
 
     # --- the snapshot -------------------------------------------------------------------------------------------------
 
@@ -415,6 +429,8 @@ class ChatTail:
     def _take_message(self, message: Message, *, history_complete: bool = False) -> bool:
         if message.id in self._gone:
             return True
+        if message.role == "user":
+            self._streamed = message.id
         if message.id in self._known:
             self._batch.replays += 1
             if self._turn is not None:
@@ -478,13 +494,14 @@ class ChatTail:
         if status not in IDLE:
             self._idle_seen = False
             if status != "pending":
+                self._failed, self._error = False, None  # it was of the turn before, told late
                 early, self._early = self._early, []
                 for seen in early:
                     self._tell(self._live.part(seen))
             return
         self._early.clear()
-        if self._turn is None:
-            return
+        if self._turn is None or self._streamed != self._turn.id:
+            return  # of a turn that is over
         self._idle_seen = True
         if status == "error":
             self._failed = True
@@ -539,15 +556,15 @@ class ChatTail:
         elif _is_failed(error):
             self._stream_error(error, "snapshot_failed")
         else:
-            self._error = error
-            self._publish_turn_error()
+            if self._streamed == self._turn_id:
+                self._error = error
+            self._publish_turn_error(error, self._streamed or 0)
 
-    def _publish_turn_error(self) -> None:
-        turn = self._turn_id or 0
-        if self._error is None or self._error_turn == turn:
+    def _publish_turn_error(self, error: ChatErrorData, turn: int) -> None:
+        if self._error_turn == turn:
             return
         self._error_turn = turn
-        data: ErrorData = {**self._error, "reason": "turn"}
+        data: ErrorData = {**error, "reason": "turn"}
         self._emit("error", "turn", data, event_id(self.chat, "error", turn))
 
     def _stream_error(
@@ -587,8 +604,8 @@ class ChatTail:
 
     # --- REST answers -------------------------------------------------------------------------------------------------
 
-    def _adopt(self, page: Sequence[Message], *, complete: bool) -> None:
-        """Make history what REST says it is, as far down as the page reaches."""
+    def _adopt(self, page: Sequence[Message], *, complete: bool) -> bool:
+        """Make history what REST says it is, as far down as the page reaches. True when it had something new."""
         ids = {message.id for message in page}
         highest = max(ids, default=0)
         lowest = 0 if complete else min(ids, default=0)
@@ -616,6 +633,7 @@ class ChatTail:
             self._publish_message(message)
             if message.role == "user" and message.id < (self._turn_id or 0):
                 self._tell_past_turn(message, page)
+        return bool(gone or fresh)
 
     def _tell_past_turn(self, prompt: Message, page: Sequence[Message]) -> None:
         """A user message that the stream left out and that others followed: its turn is over."""
@@ -647,7 +665,7 @@ class ChatTail:
             last_error = chat.get("last_error")
             if last_error and self._error is None:
                 self._error = error_data(last_error)
-                self._publish_turn_error()
+                self._publish_turn_error(self._error, self._turn.id)
         self._close_turn()
 
     def _remove(self, gone: set[int], surviving: set[int], reason: HistoryReason) -> None:

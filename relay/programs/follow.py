@@ -4,8 +4,9 @@ Publish, then save: so any await may be the last, and a follower that is cancell
 What waits for a broker or a database waits here, with the socket unread behind it.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -18,7 +19,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from pydantic import BaseModel, PositiveFloat, PositiveInt
 
 from relay.core.backoff import backoff
-from relay.core.errors import BadFrame, ChatGone, ChatRefused, StreamEnded, TooLarge, Unavailable
+from relay.core.errors import BadFrame, ChatGone, ChatRefused, LostClaim, StreamEnded, TooLarge, Unavailable
 from relay.core.events import Event, JsonObject, Origin
 from relay.core.frames import content_digest, decode_frame
 from relay.core.preview import coalesce, shed
@@ -76,6 +77,7 @@ LAG = Histogram(
 )
 STREAMS = Gauge("relay_streams", "Chats followed now, by state.", ["state"])
 
+_FINISH_SECONDS = 3.0  # for what a cancelled follower had in hand
 _PUBLISH_AT_ONCE = 256  # a long history goes out in pieces: each publish has one deadline
 
 _STREAM_ERRORS = ("dropped_messages", "snapshot_failed", "bad_frame")
@@ -153,7 +155,8 @@ class Follower:
         self._look = True  # read the chat itself: it may have been renamed or archived
         self._beyond = False  # open the next stream behind all history: it does not fit a frame
         self._heard = False  # this connection brought something: the link works
-        self._owed = 0  # batches handed out by the tail and not yet confirmed and saved
+        self._in_hand: list[Event] = []  # told by the tail, not confirmed by the broker
+        self._unsaved = False  # durable events were confirmed, the resume point was not saved
 
     @property
     def chat_id(self) -> UUID:
@@ -162,8 +165,8 @@ class Follower:
 
     @property
     def clean(self) -> bool:
-        """True when all that the tail has told is confirmed and saved."""
-        return self._owed == 0 and self.tail.commit().point.clean
+        """True when the saved resume point is what was confirmed, and nothing durable is on its way."""
+        return not self._unsaved and all(event.transient for event in self._in_hand) and self.tail.stated
 
     @property
     def news(self) -> bool:
@@ -323,31 +326,42 @@ class Follower:
         Returns why to reconnect, or None.
         """
         reconnect = batch.reconnect
-        self._owed += 1
         await self._publish(batch)
         while batch.wants is not None:
             batch = await self._answer(batch.wants)
             reconnect = reconnect or batch.reconnect
             await self._publish(batch)
-        self._owed -= 1
         return reconnect
 
     async def _publish(self, batch: Batch) -> None:
         events = coalesce(batch.events)
         COALESCED.inc(len(batch.events) - len(events))
         self._count(batch)
-        if not events:
-            return
-        for begin in range(0, len(events), _PUBLISH_AT_ONCE):
-            some = events[begin : begin + _PUBLISH_AT_ONCE]
-            await self._until_available(partial(self._bus.publish, some), "broker")
+        self._in_hand += events
+        await self._hand_over()
         now = self._clock.now()
-        if any(not event.transient for event in events):
-            commit = self.tail.commit()
-            await self._until_available(lambda: self._claims.save(self.claim, commit), "database")
         for event in events:
             if event.event == "message" and event.origin is Origin.LIVE:
                 LAG.observe(max(0.0, (now - datetime.fromisoformat(event.time)).total_seconds()))
+
+    async def _hand_over(self) -> None:
+        while self._in_hand:
+            some = self._in_hand[:_PUBLISH_AT_ONCE]
+            await self._until_available(partial(self._bus.publish, some), "broker")
+            del self._in_hand[: len(some)]
+            self._unsaved = self._unsaved or any(not event.transient for event in some)
+        if self._unsaved:
+            commit = self.tail.commit()
+            await self._until_available(partial(self._claims.save, self.claim, commit), "database")
+            self.tail.saved(commit)
+            self._unsaved = False
+
+    async def finish(self) -> None:
+        """After a cancellation: see what was on its way to its end, within a short time, so that the next follower
+        goes on where this one stood. Without it nothing is lost either, only told again."""
+        with suppress(TimeoutError, LostClaim, TooLarge):
+            async with asyncio.timeout(_FINISH_SECONDS):
+                await self._hand_over()
 
     async def _answer(self, wanted: Reconcile) -> Batch:
         RECONCILES.labels(wanted.reason).inc()

@@ -216,7 +216,8 @@ class Worker:
             log.warning("claim_lost", chat_id=str(chat.chat_id), session=claim.session)
             return
         except BaseException:
-            # Cancelled, or the token was refused: give the chat back as it is, so that the next one need not wait.
+            # Cancelled, or the token was refused: give the chat back, so that the next follower need not wait.
+            await follower.finish()
             await self._claims.release(claim, None, seen=None, clean=follower.clean)
             raise
         await self._release(follower, end)
