@@ -1,0 +1,208 @@
+"""`relay simulator`: the server as a command."""
+
+import asyncio
+import errno
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from relay.simulator.faults import BadFault
+from relay.simulator.gate import CHATS
+from relay.simulator.model import DIRECTIVES
+from relay.simulator.replay import NotARecording, Recording, Replay
+from relay.simulator.scenarios import SCENARIOS, DrivenChat, Progress, run_scenarios
+from relay.simulator.server import Simulator, SimulatorConfig
+from relay.simulator.state import User
+
+EXAMPLES = """
+\b
+Examples:
+  relay simulator                                    a quiet server on port 3000
+  relay simulator --scenarios --speed 5              eleven chats that show what chats do, five times as fast
+  relay simulator --chats 50 --seed 7                fifty chats made up from a seed
+  relay simulator --scenarios --cut-every 40 --lose-parts 0.05
+  relay simulator --fault '{"kind": "answer", "status": 503, "path": "*/messages", "times": 10}'
+  relay simulator --replay d0/text_turn.jsonl        serve one recording
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", default=3000, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one."
+)
+@click.option("--seed", default=0, show_default=True, help="Decides ids, tokens, generated chats and chance.")
+@click.option("--speed", default=1.0, show_default=True, type=click.FloatRange(0.01, 1000), help="Faster than life.")
+@click.option("--scenarios", is_flag=True, help=f"Drive the named scenarios: {', '.join(SCENARIOS)}.")
+@click.option("--chats", default=0, type=click.IntRange(0), help="Drive so many chats made up from the seed.")
+@click.option("--replay", "recording", type=click.Path(path_type=Path), help="Serve a recording (.jsonl) instead.")
+@click.option("--cut-every", type=click.IntRange(1), metavar="N", help="Fault: cut each stream after every N frames.")
+@click.option("--lose-parts", type=click.FloatRange(0, 1), metavar="RATE", help="Fault: lose live parts.")
+@click.option("--slow", type=click.FloatRange(0), metavar="SECONDS", help="Fault: hold every answer so long.")
+@click.option("--turned-rows", is_flag=True, help="Snapshots bring a `tool` message before its `assistant`.")
+@click.option("--fault", "faults", multiple=True, metavar="JSON", help="Any fault, as the control endpoint takes it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the start and what is driven as JSON lines.")
+@click.option("--exit-when-done", is_flag=True, help="End when the driven chats are idle instead of at Ctrl-C.")
+def simulator(
+    *,
+    host: str,
+    port: int,
+    seed: int,
+    speed: float,
+    scenarios: bool,
+    chats: int,
+    recording: Path | None,
+    cut_every: int | None,
+    lose_parts: float | None,
+    slow: float | None,
+    turned_rows: bool,
+    faults: tuple[str, ...],
+    as_json: bool,
+    exit_when_done: bool,
+) -> None:
+    """Run a Coder chats server with a scripted model.
+
+    What its model does stands in the prompts: `[tools2 n=15 ms=15] hello`. Faults can be asked for at any time over
+    HTTP under /_simulator.
+    """
+    config = SimulatorConfig(
+        host=host, port=port, seed=seed, speed=speed, tied_rows="turned" if turned_rows else "by_id"
+    )
+    say = _say_json if as_json else _say_plainly
+    flags = [("cut_every", "frames", cut_every), ("lose_parts", "rate", lose_parts), ("slow", "delay", slow)]
+    try:
+        wanted = [_fault(text) for text in faults]
+        wanted += [{"kind": kind, name: value} for kind, name, value in flags if value is not None]
+        if recording is not None:
+            if scenarios or chats or wanted:
+                raise click.UsageError("--replay serves a recording as it is: no --scenarios, --chats or faults.")
+            work = _replay(Recording(recording), config, say)
+        else:
+            number = (len(SCENARIOS) if scenarios else 0, chats)
+            work = _simulate(config, wanted, number, say, exit_when_done)
+        asyncio.run(work)
+    except BadFault as exc:
+        raise click.UsageError(f"--fault: {exc}") from exc
+    except NotARecording as exc:
+        raise click.ClickException(str(exc)) from exc
+    except OSError as exc:
+        if exc.errno == errno.EADDRINUSE:
+            raise click.ClickException(f"port {port} is in use; choose another one with --port, or --port 0") from exc
+        raise click.ClickException(f"{exc.strerror or exc}: {exc.filename or host}") from exc
+
+
+async def _simulate(
+    config: SimulatorConfig, faults: list[dict[str, Any]], number: tuple[int, int], say: Any, exit_when_done: bool
+) -> None:
+    named, generated = number
+    interrupted = _on_interrupt()
+    async with Simulator(config) as server:
+        for fault in faults:
+            server.faults.add(**fault)
+        model_id = str(server.model_configs[0].id)
+        say("started", url=server.url, dialect=config.dialect, model_config_id=model_id, users=_users(server.users))
+        if named or generated:
+            await _first_of(asyncio.create_task(_drive(server, named, generated, say)), interrupted)
+        if not exit_when_done:
+            await interrupted.wait()
+    say("stopped")
+
+
+async def _drive(server: Simulator, named: int, generated: int, say: Any) -> None:
+    def tell(progress: Progress) -> None:
+        say("progress", chat=progress.name, owner=progress.owner, id=str(progress.chat_id), step=progress.step)
+
+    driven: list[DrivenChat] = await run_scenarios(
+        server,
+        named=list(SCENARIOS)[:named],
+        generated=generated,
+        seed=server.config.seed,
+        speed=server.config.speed,
+        on_progress=tell,
+    )
+    say("driven", chats=len(driven), fired=server.counters())
+
+
+async def _replay(recording: Recording, config: SimulatorConfig, say: Any) -> None:
+    interrupted = _on_interrupt()
+    async with Replay(recording, config) as server:
+        chats = list(recording.created_at)
+        say("started", url=server.url, replay=True, chats=chats, users=_users(server.users))
+        await interrupted.wait()
+    say("stopped")
+
+
+def _on_interrupt() -> asyncio.Event:
+    """An event that Ctrl-C or SIGTERM sets from now on."""
+    interrupted = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupted.set)
+    return interrupted
+
+
+async def _first_of(task: asyncio.Task[None], interrupted: asyncio.Event) -> None:
+    """Wait for either; a task that lost is cancelled, one that failed is heard."""
+    waiting = asyncio.create_task(interrupted.wait())
+    await asyncio.wait((task, waiting), return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if not task.done():
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    else:
+        task.result()
+
+
+def _fault(text: str) -> dict[str, Any]:
+    try:
+        fault = json.loads(text)
+    except ValueError as exc:
+        raise BadFault(f"{text!r} is not JSON ({exc})") from exc
+    if not isinstance(fault, dict) or not isinstance(fault.get("kind"), str):
+        raise BadFault(f"{text!r} must be an object with a 'kind'")
+    return fault
+
+
+def _users(users: dict[str, User]) -> dict[str, dict[str, str]]:
+    return {name: {"id": str(user.id), "token": user.token} for name, user in users.items()}
+
+
+def _say_json(event: str, **values: Any) -> None:
+    print(json.dumps({"event": event, **values}), flush=True)
+
+
+def _say_plainly(event: str, **values: Any) -> None:
+    match event:
+        case "started":
+            _print_start(**values)
+        case "progress":
+            print(f"{values['chat']:>14}  {values['owner']:<5}  {values['step']}", flush=True)
+        case "driven":
+            fired = ", ".join(f"{name} {count}" for name, count in values["fired"].items() if count) or "none"
+            print(f"{values['chats']} chats driven and idle. Faults that fired: {fired}. Ctrl-C ends.", flush=True)
+        case "stopped":
+            print("Stopped.", file=sys.stderr)
+
+
+def _print_start(*, url: str, users: dict[str, dict[str, str]], **values: Any) -> None:
+    ann = users["ann"]["token"]
+    print(f"Coder chats simulator on {url}\n")
+    for name, user in users.items():
+        role = "owner role" if name == "admin" else "member"
+        print(f"  {name:<6} {role:<11} id {user['id']}  token {user['token']}")
+    print("\nTry:")
+    print(f"  curl -H 'Coder-Session-Token: {ann}' {url}{CHATS}")
+    if "model_config_id" in values:
+        body = {
+            "content": [{"type": "text", "text": "[tools2 n=15 ms=15] hello"}],
+            "model_config_id": values["model_config_id"],
+        }
+        print(f"  curl -H 'Coder-Session-Token: {ann}' {url}{CHATS} -d '{json.dumps(body)}'")
+        print(f"  curl {url}/_simulator/faults")
+        print(f"  RELAY_CODER__URL={url} RELAY_CODER__TOKEN={ann} relay worker")
+        print(f"\nDirectives for prompts: {', '.join(DIRECTIVES)}")
+    print("\nCtrl-C ends.\n", flush=True)
