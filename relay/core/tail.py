@@ -49,18 +49,17 @@ from relay.core.frames import (
     Seen,
     StatusSeen,
     UnknownSeen,
-    content_digest,
     error_data,
 )
+from relay.core.history import History, lowest_above
 from relay.core.lifecycle import lifecycle_change
 from relay.core.preview import LiveText, Reset, Told
-from relay.core.resume import Commit, QueueEntry, ResumePoint
+from relay.core.prompts import PromptQueue
+from relay.core.resume import Commit, ResumePoint
 from relay.core.turn import Turn
 
 IDLE = frozenset({"waiting", "error", "completed", "paused"})
 SNAPSHOT_FRAME = 256  # a snapshot is cut into frames of so many events; the first shorter one ends it
-_KEEP_LEFT = 20  # the server's limit of a queue: more prompts cannot be on their way
-
 HistoryReason = Literal["edit", "reconcile", "restart"]
 
 
@@ -116,9 +115,8 @@ class ChatTail:
         self._live = LiveText()
         self._early: list[PartSeen] = []  # parts before `running`
 
-        self._known = set(resume.known)
+        self._history = History(resume.known)
         self._saved = resume.known
-        self._gone: set[int] = set()
         self._turn_id = resume.turn
         self._turn: Turn | None = Turn(resume.open) if resume.open is not None else None
         self._streamed = resume.turn  # the last user message that the stream has shown: REST may be ahead of it
@@ -132,9 +130,7 @@ class ChatTail:
         self._status_counts = dict(resume.status_counts)
         self._status_told = False  # in this session
         self._upstream_status: str | None = None  # last one observed on this connection
-        self._queue = resume.queue
-        self._queue_max = resume.queue_max
-        self._left = list(resume.left)
+        self._queue = PromptQueue(resume.queue, resume.queue_max, resume.left)
         self._armed = False  # a live prompt came while the queue was empty: an empty queue_update now means an edit
         self._action = resume.action
         self._retry = resume.retry
@@ -158,7 +154,7 @@ class ChatTail:
     @property
     def beyond(self) -> int:
         """The highest id known: the cursor when the history behind `after` is too large to be sent."""
-        return max(self._known, default=0)
+        return self._history.highest
 
     @property
     def settling(self) -> bool:
@@ -227,7 +223,9 @@ class ChatTail:
         collected, self._snapshot = self._snapshot or [], None
         if failed := next((e.error for e in collected if isinstance(e, ErrorSeen) and _is_failed(e.error)), None):
             self._stream_error(failed, "snapshot_failed")  # what could not be read looks like what is not there
-        elif self._proves_itself(collected) and not (self._statement_due and self._doubt is not None):
+        elif self._history.proved_by(_messages(collected), self._asked) and not (
+            self._statement_due and self._doubt is not None
+        ):
             self._take_snapshot(collected)
         else:
             # After a crash in doubt, too: what is stated then must be all of it.
@@ -247,7 +245,8 @@ class ChatTail:
         self._at = at
         wanted, self._wanted = self._wanted or Reconcile("unasked", self.after), None
         page = sorted((Message(raw) for raw in messages), key=lambda message: message.id)
-        if not complete and self._known and not any(message.id in self._known for message in page) and wanted.down_to:
+        in_sight = complete or not self._history.known or any(message.id in self._history for message in page)
+        if not in_sight and wanted.down_to:
             # Nothing we know is in sight: an edit of something older than what was read.
             self._want(wanted.reason, down_to=0)
             return self._out()
@@ -312,7 +311,7 @@ class ChatTail:
 
     def commit(self) -> Commit:
         """Call only after the broker confirmed every event handed out so far."""
-        known = frozenset(self._known)
+        known = frozenset(self._history.known)
         point = ResumePoint(
             known=known,
             after=self.after,
@@ -324,9 +323,9 @@ class ChatTail:
             status=self._status,
             status_key=self._status_key,
             status_counts=dict(self._status_counts),
-            queue=self._queue,
-            queue_max=self._queue_max,
-            left=tuple(self._left),
+            queue=self._queue.entries,
+            queue_max=self._queue.highest,
+            left=self._queue.left,
             action=self._action,
             retry=self._retry,
             doubt=self._doubt or ("prompt" if self._armed else None),
@@ -362,14 +361,13 @@ class ChatTail:
                     queue = entries
                 case _:
                     rest.append(seen)
-        above = {key for key in self._known if key > self._asked}
-        if not decided and (missing := above - set(messages)):
-            self._remove(missing, (self._known - missing) | set(messages), "edit")
+        if not decided and (missing := self._history.above(self._asked) - set(messages)):
+            self._remove(missing, (self._history.known - missing) | set(messages), "edit")
         for key in sorted(messages):
             self._take_message(messages[key], history_complete=True)
         if self._statement_due:
             # After a crash: consumers may hold messages that were confirmed, not saved, and edited away since.
-            self._statement(self._known, set(), "restart")
+            self._statement(self._history.known, set(), "restart")
         for seen in rest:
             self._take(seen)
         self._take_queue(queue)
@@ -377,20 +375,6 @@ class ChatTail:
         self._origin = Origin.LIVE
         if self._doubt is not None:
             self._want(self._doubt)
-
-    def _proves_itself(self, events: Iterable[Seen]) -> bool:
-        """True when the snapshot shows by itself all that happened to history since the last point.
-
-        An edit takes away a suffix that begins with a user message, and adds a user message above it. So it is in
-        full view when a user message that is known came back, or when everything known lies above the cursor.
-        """
-        messages = [seen.message for seen in events if isinstance(seen, MessageSeen)]
-        if all(key > self._asked for key in self._known):
-            return True
-        if any(m.role == "user" and m.id in self._known for m in messages):
-            return True
-        missing = {key for key in self._known if key > self._asked} - {m.id for m in messages}
-        return not missing and not any(m.role == "user" for m in messages)
 
     def _take_snapshot_parts(self, parts: list[PartSeen]) -> None:
         if not parts or self._upstream_status in IDLE or self._upstream_status == "pending":
@@ -427,26 +411,25 @@ class ChatTail:
         return True
 
     def _take_message(self, message: Message, *, history_complete: bool = False) -> bool:
-        if message.id in self._gone:
+        if self._history.is_gone(message):
             return True
         if message.role == "user":
             self._streamed = message.id
-        if message.id in self._known:
+        if message.id in self._history:
             self._batch.replays += 1
             if self._turn is not None:
                 self._turn.add(message)
             self._note_text(message)
             return True
         if message.role == "user":
-            promoted = message.digest in self._left or any(message.digest == entry.digest for entry in self._queue)
+            promoted = self._queue.promoted(message)
             if self._turn is not None:
                 if not (history_complete or (promoted and self._turn.closable)) and self._wait_for(message):
                     return False
                 self._close_turn()
             elif self._queue and not promoted and not history_complete and self._wait_for(message):
                 return False
-            if message.digest in self._left:
-                self._left.remove(message.digest)
+            self._queue.arrived(message)
             self._armed = not self._queue and not history_complete
             self._open_turn(message)
         self._publish_message(message)
@@ -461,7 +444,7 @@ class ChatTail:
         return True
 
     def _publish_message(self, message: Message) -> None:
-        self._known.add(message.id)
+        self._history.add(message)
         if self._turn is not None:
             self._turn.add(message)
         if message.role == "assistant":
@@ -534,20 +517,13 @@ class ChatTail:
             self._want("edit")
 
     def _take_queue(self, entries: Sequence[JsonObject]) -> None:
-        queue = tuple(QueueEntry(cast(int, e["id"]), content_digest(e.get("content"))) for e in entries)
-        if queue == self._queue:
+        if not self._queue.replace(entries):
             return
-        stay = {entry.id for entry in queue}
-        self._left += [entry.digest for entry in self._queue if entry.id not in stay]
-        self._left = self._left[-_KEEP_LEFT:]
-        self._queue = queue
-        self._queue_max = max([self._queue_max, *stay])
-        digest = content_digest([[entry.id, entry.digest] for entry in queue])
         self._emit(
             "queue",
             "updated",
             {"queued_messages": list(entries)},
-            event_id(self.chat, "queue", self._queue_max, digest),
+            event_id(self.chat, "queue", self._queue.highest, self._queue.digest),
         )
 
     def _take_error(self, error: ChatErrorData) -> None:
@@ -606,29 +582,23 @@ class ChatTail:
 
     def _adopt(self, page: Sequence[Message], *, complete: bool) -> bool:
         """Make history what REST says it is, as far down as the page reaches. True when it had something new."""
-        ids = {message.id for message in page}
-        highest = max(ids, default=0)
-        lowest = 0 if complete else min(ids, default=0)
-        # Known ids above the page's highest are newer than the read.
-        gone = {key for key in self._known if lowest <= key < highest and key not in ids}
-        if gone:
-            surviving = (self._known - gone) | ids
-            first_above = min((key for key in surviving if key > max(gone)), default=highest)
-            edited = any(m.id == first_above and m.role == "user" for m in page)
+        if gone := self._history.lost_by(page, complete=complete):
+            surviving = (self._history.known - gone) | {message.id for message in page}
+            successor = lowest_above(surviving, gone)
+            edited = any(message.id == successor and message.role == "user" for message in page)
             self._remove(gone, surviving, "edit" if edited else "reconcile")
-        fresh = [message for message in page if message.id not in self._known and message.id not in self._gone]
+        fresh = {message.id for message in page if self._history.is_new(message)}
         if self._statement_due:
-            self._statement(self._known | {message.id for message in fresh}, set(), "restart")
+            self._statement(self._history.known | fresh, set(), "restart")
         for message in page:
-            if message.id in self._known or message.id in self._gone:
+            if message.id not in fresh:
                 if self._turn is not None:
                     self._turn.add(message)
                 continue
             if message.role == "user" and message.id > (self._turn_id or 0):
                 if self._turn is not None:
                     self._close_turn()
-                if message.digest in self._left:
-                    self._left.remove(message.digest)
+                self._queue.arrived(message)
                 self._open_turn(message)
             self._publish_message(message)
             if message.role == "user" and message.id < (self._turn_id or 0):
@@ -670,8 +640,7 @@ class ChatTail:
 
     def _remove(self, gone: set[int], surviving: set[int], reason: HistoryReason) -> None:
         """History lost `gone`; `surviving` is all of it now, ids that are published next included."""
-        self._known -= gone
-        self._gone |= gone
+        self._history.remove(gone)
         if self._turn is not None and self._turn.id in gone:
             # Edited away before it ended: no `chat.turn` for it.
             self._turn = None
@@ -680,8 +649,7 @@ class ChatTail:
         self._statement(surviving, gone, "restart" if self._statement_due else reason)
 
     def _statement(self, ids: set[int], gone: set[int], reason: HistoryReason) -> None:
-        above = min((key for key in ids if key > max(gone, default=0)), default=max(ids, default=0))
-        source: tuple[object, ...] = ("session", self.session) if self._statement_due else (above,)
+        source: tuple[object, ...] = ("session", self.session) if self._statement_due else (lowest_above(ids, gone),)
         data: HistoryData = {"message_ids": sorted(ids), "removed_ids": sorted(gone), "reason": reason}
         self._statement_due = False
         self._emit("history", "replaced", data, event_id(self.chat, "history", *source))
@@ -767,6 +735,10 @@ class ChatTail:
         batch.wants = self._wanted
         batch.ended, self._live.ended = self._live.ended, []
         return batch
+
+
+def _messages(events: Iterable[Seen]) -> list[Message]:
+    return [seen.message for seen in events if isinstance(seen, MessageSeen)]
 
 
 def _is_failed(error: ChatErrorData) -> bool:

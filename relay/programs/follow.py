@@ -227,6 +227,7 @@ class Follower:
     async def _connection(self) -> Followed | str:
         """One stream, until the chat is let go or the tail finds the stream dead: then the reason."""
         after = self.tail.beyond if self._beyond else self.tail.after
+        self._beyond = False
         async with self._upstream.stream(self.chat_id, after_id=after) as frames:
             with in_state("live"):
                 self._log.debug("stream_opened", after_id=after)
@@ -255,10 +256,6 @@ class Follower:
             else:
                 await self._discover()  # poked
                 continue
-            if self._beyond and reconnect is None:
-                # Behind history that does not fit a frame: REST has it.
-                self._beyond = False
-                reconnect = await self._send(self.tail.recheck(self._clock.now(), "too_large"))
             if reconnect is not None:
                 return reconnect
 
@@ -311,6 +308,8 @@ class Follower:
         self._log.error("frame_unreadable", reason=exc.reason, error=str(exc), size=len(exc.raw))
         DECODE_ERRORS.labels(exc.reason).inc()
         if exc.reason == "too_large":
+            # One message travels in one frame, whatever its size: REST has it, and the next stream begins behind it.
+            await self._send(self.tail.recheck(self._clock.now(), "too_large"))
             self._beyond = True
             return "too_large"
         parked = exc.raw.encode("utf-8", "surrogatepass")
