@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format services-start services-stop lock clean
+.PHONY: help demo test lint format contract services-start services-stop lock clean
 
 RUN := .venv/bin/python -m
 LOCKS := requirements-build.lock pyproject.toml
@@ -27,6 +27,11 @@ lint: .venv/dev ## Check style, format, types, floors and shell scripts
 format: .venv/dev ## Format the code and repair what ruff can
 	@$(RUN) ruff check --fix
 	@$(RUN) ruff format
+
+contract: .venv/dev ## Remake docs/contract and docs/metrics.md from the code
+	@$(RUN) tests.contract_events docs/contract/examples
+	@.venv/bin/relay contract write docs/contract
+	@.venv/bin/relay contract metrics > docs/metrics.md
 
 services-start: .venv/dev ## Start RabbitMQ and PostgreSQL, leave them running, print their variables
 	@.venv/bin/python scripts/services start

@@ -72,16 +72,21 @@ def _run(work: Coroutine[None, None, T]) -> T:
 
 
 class _Commands(click.Group):
-    """The simulator's command is read when it is asked for: its web server would slow down every other command."""
+    """Two commands are imported when they are asked for: what they bring along would slow down every other one."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), "simulator"])
+        return sorted([*super().list_commands(ctx), "contract", "simulator"])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name == "simulator":
-            from relay.simulator.command import simulator  # noqa: PLC0415
+        match cmd_name:
+            case "contract":
+                from relay.contract import contract  # noqa: PLC0415
 
-            return simulator
+                return contract
+            case "simulator":
+                from relay.simulator.command import simulator  # noqa: PLC0415
+
+                return simulator
         return super().get_command(ctx, cmd_name)
 
 

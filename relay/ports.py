@@ -260,6 +260,9 @@ class Charges(Protocol):
             BadEvent: No store can hold it (a number of more than 64 bits, a time without a zone).
         """
 
+    async def charged(self, chat: ChatRef, message_id: int) -> Charge | None:
+        """The charge that is stored for a message."""
+
     async def spend(self, deployment: str, *, owner_id: UUID | None, start: datetime, end: datetime) -> Spend:
         """Sum over charges with `start <= at < end`, of one owner or of all."""
 
@@ -339,8 +342,11 @@ class Archives(Protocol):
     async def mark_archive(self, record: ArchiveRecord, *, published: bool = False, sealed: bool = False) -> None:
         """Set the flags that are True here."""
 
-    async def archives(self, deployment: str | None = None) -> Sequence[ArchiveRecord]:
-        """All records, oldest first."""
+    async def archives(self, deployment: str | None = None, chat_id: UUID | None = None) -> Sequence[ArchiveRecord]:
+        """All records, of one deployment, or of one of its chats; oldest first."""
+
+    async def unfinished_archives(self, *, seal: bool) -> Sequence[ArchiveRecord]:
+        """Records that were not published; with `seal`, also the newest of each chat while it is not sealed."""
 
 
 class Store(Claims, Charges, Archives, Protocol):

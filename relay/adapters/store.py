@@ -142,6 +142,25 @@ class SqlCharges:
             stored = await connection.execute(self._db.insert(charges).values(row).on_conflict_do_nothing())
         return stored.rowcount == 1
 
+    async def charged(self, chat: ChatRef, message_id: int) -> Charge | None:
+        query = select(charges).where(of_chat(charges, chat), charges.c.message_id == message_id)
+        async with self._db.reading() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        if row is None:
+            return None
+        return Charge(
+            chat=chat_ref(row),
+            message_id=row.message_id,
+            at=row.at,
+            model=row.model,
+            input_tokens=row.input_tokens,
+            output_tokens=row.output_tokens,
+            reasoning_tokens=row.reasoning_tokens,
+            cache_read_tokens=row.cache_read_tokens,
+            cache_write_tokens=row.cache_write_tokens,
+            cost_micros=row.cost_micros,
+        )
+
     async def spend(self, deployment: str, *, owner_id: UUID | None, start: datetime, end: datetime) -> Spend:
         which = (charges.c.deployment == deployment) & (charges.c.at >= start) & (charges.c.at < end)
         if owner_id is not None:

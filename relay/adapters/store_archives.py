@@ -8,10 +8,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
-from typing import cast
+from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from relay.adapters.database import Database
@@ -134,12 +134,28 @@ class SqlArchives:
         async with self._db.writing() as connection:
             await connection.execute(update(archives).where(row).values(flags))
 
-    async def archives(self, deployment: str | None = None) -> Sequence[ArchiveRecord]:
-        query = select(archives).order_by(archives.c.stored_at, archives.c.chat_id, archives.c.version)
+    async def archives(self, deployment: str | None = None, chat_id: UUID | None = None) -> Sequence[ArchiveRecord]:
+        query = select(archives)
         if deployment is not None:
             query = query.where(archives.c.deployment == deployment)
+        if chat_id is not None:
+            query = query.where(archives.c.chat_id == chat_id)
+        return await self._records(query)
+
+    async def unfinished_archives(self, *, seal: bool) -> Sequence[ArchiveRecord]:
+        unfinished = ~archives.c.published
+        if seal:
+            other = archives.alias("other")
+            newest = select(func.max(other.c.version)).where(
+                other.c.deployment == archives.c.deployment, other.c.chat_id == archives.c.chat_id
+            )
+            unfinished |= ~archives.c.sealed & (archives.c.version == newest.scalar_subquery())
+        return await self._records(select(archives).where(unfinished))
+
+    async def _records(self, query: Select[*tuple[Any, ...]]) -> Sequence[ArchiveRecord]:
+        ordered = query.order_by(archives.c.stored_at, archives.c.chat_id, archives.c.version)
         async with self._db.reading() as connection:
-            rows = (await connection.execute(query)).all()
+            rows = (await connection.execute(ordered)).all()
         return [
             ArchiveRecord(
                 chat=chat_ref(row),

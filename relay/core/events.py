@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import reduce
-from typing import Literal, NotRequired, TypedDict, cast
+from typing import Literal, NotRequired, cast
 from uuid import UUID, uuid5
+
+from typing_extensions import TypedDict
 
 from relay.core.errors import BadEvent
 

@@ -137,7 +137,7 @@ class Archivist:
 
     async def look(self) -> None:
         """Finish what a crash left half done, then archive every chat that is due."""
-        for record in await self._archives.archives():
+        for record in await self._archives.unfinished_archives(seal=self._settings.archive_in_coder):
             await self._finish(record)
         due = await self._archives.due(idle_since=self._clock.now() - timedelta(seconds=self._settings.idle_seconds))
         DUE.set(len(due))
@@ -157,7 +157,7 @@ class Archivist:
         if not self._agrees(collected, page.messages):
             return
         rendered = render(page.messages)
-        earlier = [record for record in await self._archives.archives(chat.deployment) if record.chat == chat]
+        earlier = await self._archives.archives(chat.deployment, chat.chat_id)
         version = 1 + max((record.version for record in earlier), default=0)
         record = await self._store(chat, row, rendered, version)
         if record is None:
@@ -202,8 +202,8 @@ class Archivist:
         with SECONDS.time():
             await self._objects.put(transcript, rendered.body)
             await self._objects.put(manifest, encode_json(manifest_of(record, row)))
-            back = await self._objects.get(transcript)
-        if (found := hashlib.sha256(back).hexdigest()) != rendered.sha256:
+            found = await self._hash_of(transcript)
+        if found != rendered.sha256:
             OBJECTS.labels("failed").inc()
             log.error(
                 "archive_damaged", chat_id=str(chat.chat_id), url=record.url, expected=rendered.sha256, found=found
@@ -214,6 +214,12 @@ class Archivist:
         BYTES.inc(len(rendered.body))
         log.info("transcript_stored", chat_id=str(chat.chat_id), version=version, bytes=record.size)
         return record
+
+    async def _hash_of(self, path: str) -> str:
+        try:
+            return hashlib.sha256(await self._objects.get(path)).hexdigest()
+        except FileNotFoundError:
+            return "none: it is not there"
 
     async def _finish(self, record: ArchiveRecord) -> None:
         """Tell that the copy is stored; archive in Coder, if asked to; tell that."""

@@ -169,6 +169,11 @@ class Follower:
         return not self._unsaved and all(event.transient for event in self._in_hand) and self.tail.stated
 
     @property
+    def seen(self) -> str:
+        """Digest of the chat's row as it was read last; empty before that."""
+        return row_digest(self._chat) if self._chat else ""
+
+    @property
     def news(self) -> bool:
         """Discovery saw something that this follower has not looked at."""
         return self._look
@@ -197,7 +202,7 @@ class Follower:
             return Followed(Ended.REFUSED, "", clean=False)  # tried again: somebody may raise the broker's limit
         except ChatRefused as exc:
             self._log.warning("chat_refused", status=exc.status, reason=str(exc))
-            return Followed(Ended.REFUSED, row_digest(self._chat), self.clean)
+            return Followed(Ended.REFUSED, "", self.clean)  # tried again with each sweep: it was not worked off
 
     async def _follow(self) -> Followed:
         delays = self._delays()
@@ -239,16 +244,18 @@ class Follower:
                     return await self._live(buffer)
 
     async def _live(self, buffer: FrameBuffer) -> Followed | str:
-        checked = self._clock.monotonic()  # when REST was compared last
+        checked = heard = self._clock.monotonic()  # when REST was compared last, when a frame came last
         while True:
-            frames = await buffer.take(self._patience(checked))
+            frames = await buffer.take(self._patience(checked, heard))
             if frames:
+                heard = self._clock.monotonic()
                 reconnect = await self._take(frames)
             elif frames is None and self.tail.settling:
                 reconnect = await self._send(self.tail.settled(self._clock.now()))
             elif frames is None and self.tail.idle:
                 if (end := await self._let_go(buffer)) is not None:
                     return end
+                heard = self._clock.monotonic()
                 continue
             elif frames is None:
                 checked = self._clock.monotonic()
@@ -259,12 +266,11 @@ class Follower:
             if reconnect is not None:
                 return reconnect
 
-    def _patience(self, checked: float) -> float:
+    def _patience(self, checked: float, heard: float) -> float:
         if self.tail.settling:
             return self._settings.settle_seconds
-        if self.tail.idle:
-            return self._settings.linger_seconds
-        return max(0.0, checked + self._settings.recheck_seconds - self._clock.monotonic())
+        until = heard + self._settings.linger_seconds if self.tail.idle else checked + self._settings.recheck_seconds
+        return max(0.0, until - self._clock.monotonic())
 
     async def _take(self, frames: list[str]) -> str | None:
         """Feed all frames that wait and publish what comes of them together."""

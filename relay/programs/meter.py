@@ -151,6 +151,11 @@ class Meter:
             SPENT.inc(charge.cost_micros or 0)
             for name, count in tokens_of(usage).items():
                 TOKENS.labels(name).inc(cast(int, count))
+        else:
+            # It is here again, and the price may be another one by now. What was charged stays, and is told.
+            stored = await self._charges.charged(charge.chat, charge.message_id)
+            if stored is not None and stored != charge:
+                charge, price = stored, None
         await self._bus.publish([charged_event(event, charge, price)])
         for policy in self._policies:
             await self._judge(policy, event, charge)

@@ -141,8 +141,9 @@ class Worker:
         for row in rows:
             if (chat := self._ref(row)) is None:
                 continue
-            if self._seen.get(chat.chat_id) != row_digest(row) or row.get("status") not in IDLE:
-                self._wake(group, chat, news=self._seen.get(chat.chat_id) != row_digest(row))
+            digest = row_digest(row)
+            if self._seen.get(chat.chat_id) != digest or row.get("status") not in IDLE:
+                self._wake(group, chat, digest)
 
     async def _watch_for_ever(self, group: asyncio.TaskGroup) -> None:
         delays = backoff(chance=Chance())
@@ -155,7 +156,7 @@ class Worker:
                         for row in watched_chats(text):
                             WATCH_EVENTS.inc()
                             if (chat := self._ref(row)) is not None:
-                                self._wake(group, chat, news=True)
+                                self._wake(group, chat)
             except (Unavailable, BadFrame) as exc:
                 log.info("watch_broken", reason=str(exc))  # the sweeps find what it would have told
             finally:
@@ -173,12 +174,13 @@ class Worker:
 
     # --- followers ----------------------------------------------------------------------------------------------------
 
-    def _wake(self, group: asyncio.TaskGroup, chat: ChatRef, *, news: bool) -> None:
+    def _wake(self, group: asyncio.TaskGroup, chat: ChatRef, digest: str | None = None) -> None:
+        """See that the chat is followed. `digest`: of its row in the list, when there is one to compare."""
         running = self._running.get(chat.chat_id)
         if running is None:
             task = group.create_task(self._follow(group, chat), name=f"follow {chat.chat_id}")
             self._running[chat.chat_id] = _Running(task)
-        elif news and running.follower is not None:
+        elif running.follower is not None and running.follower.seen != digest:
             running.follower.look()
 
     async def _follow(self, group: asyncio.TaskGroup, chat: ChatRef) -> None:
@@ -193,7 +195,7 @@ class Worker:
             self.state.followed.discard(chat.chat_id)
             LEASES.set(len(self.state.followed))
         if running.follower is not None and running.follower.news:
-            self._wake(group, chat, news=True)  # it came when the follower had made up its mind to end
+            self._wake(group, chat)  # it came when the follower had made up its mind to end
 
     async def _follow_claimed(self, chat: ChatRef, running: _Running) -> None:
         claim = await self._claims.claim(chat, self._name, lease_seconds=self._settings.lease_seconds)

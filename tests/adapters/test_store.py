@@ -341,3 +341,10 @@ async def test_an_alert_that_cannot_be_read_stops_the_relay(store: Store, behind
         await connection.execute(update(alerts).values(body=b"{}"))
     with pytest.raises(CorruptState):
         await store.unpublished_alerts()
+
+
+async def test_a_charge_can_be_read_again(store: SqlStore) -> None:
+    assert await store.charged(CHAT, 1) is None
+    await store.charge(charge(1, cost=100))
+    await store.charge(charge(1, cost=999))
+    assert await store.charged(CHAT, 1) == charge(1, cost=100)

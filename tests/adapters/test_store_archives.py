@@ -364,3 +364,17 @@ async def test_an_archive_without_messages_has_no_ids(store: Store) -> None:
     empty = replace(record(), messages=0, first_id=None, last_id=None)
     await store.add_archive(empty, upto=FAR)
     assert await store.archives() == [empty]
+
+
+async def test_what_is_unfinished_is_what_a_crash_may_have_left(store: Store) -> None:
+    other = replace(CHAT, chat_id=UUID(int=11))
+    for each in (record(1), record(2), record(1, other)):
+        await store.add_archive(each, upto=FAR)
+    await store.mark_archive(record(1), published=True)
+    await store.mark_archive(record(1, other), published=True, sealed=True)
+    assert await store.unfinished_archives(seal=False) == [record(2)]
+    await store.mark_archive(record(2), published=True)
+    assert await store.unfinished_archives(seal=False) == []
+    # An older version that was never sealed stays as it is: the chat went on behind it.
+    assert await store.unfinished_archives(seal=True) == [replace(record(2), published=True)]
+    assert await store.archives(SITE, other.chat_id) == [replace(record(1, other), published=True, sealed=True)]
