@@ -1,6 +1,7 @@
 """Where archives go: a directory, an object store of a cloud, or memory, all through obstore."""
 
 import asyncio
+import os
 import re
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -68,9 +69,10 @@ class ObstoreObjects:
     that is what every store takes as it is. Anything else is a `ValueError`.
     """
 
-    def __init__(self, backend: Backend, settings: ArchiveSettings) -> None:
+    def __init__(self, backend: Backend, settings: ArchiveSettings, directory: Path | None = None) -> None:
         self._backend = backend
         self._settings = settings
+        self._directory = directory  # of a backend of files
 
     @property
     def url(self) -> str:
@@ -79,6 +81,10 @@ class ObstoreObjects:
     async def put(self, path: str, body: bytes) -> None:
         async with self._errors():
             await obstore.put_async(self._backend, checked(path), body)
+            if self._directory is not None:
+                # obstore leaves it to the system when a file gets to the disk. A copy that a power cut can take away
+                # is no reason to archive the chat in Coder.
+                await asyncio.to_thread(_to_disk, self._directory / path)
 
     async def get(self, path: str) -> bytes:
         async with self._errors():
@@ -128,7 +134,8 @@ def open_objects(settings: ArchiveSettings) -> ObstoreObjects:
         if url.scheme == "memory":
             return ObstoreObjects(MemoryStore(), settings)
         if url.scheme == "file":
-            return ObstoreObjects(_local(Path(unquote(url.path))), settings)
+            directory = Path(unquote(url.path))
+            return ObstoreObjects(_local(directory), settings, directory)
         return ObstoreObjects(from_url(settings.url), settings)
     except (BaseError, OSError, ValueError) as exc:
         raise WrongSettings(f"archive {settings.url} cannot be opened: {_first_line(exc)}") from exc
@@ -141,6 +148,15 @@ def _local(directory: Path) -> LocalStore:
     probe.touch()
     probe.unlink()
     return LocalStore(directory)
+
+
+def _to_disk(file: Path) -> None:
+    for path in (file, file.parent):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def checked(path: str) -> str:
