@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from pydantic import ValidationError
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -162,13 +163,25 @@ def run() -> None:
     _process(*ROLES)
 
 
+def _broker_url(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    if value is None:
+        return None
+    try:
+        RabbitSettings.model_validate({"url": value})
+    except ValidationError:
+        raise click.BadParameter("expected amqp://user:password@host:5672/vhost") from None
+    return value
+
+
 # --- demo ------------------------------------------------------------------------------------------------------------
 
 
 @relay.command()
 @click.option("--serve", is_flag=True, help="Keep going until Ctrl-C: the owners go on talking.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON; progress goes to standard error.")
-@click.option("--rabbit", metavar="URL", help="Publish to this broker instead of the in-memory bus.")
+@click.option(
+    "--rabbit", metavar="URL", callback=_broker_url, help="Publish to this broker instead of the in-memory bus."
+)
 @click.option("--chats", type=click.IntRange(1, 500), help="How many chats; beyond the scenarios they are made up.")
 @click.option(
     "--seed", default=0, show_default=True, help="Decides ids and made-up chats: the same seed, the same chats."
