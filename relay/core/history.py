@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Sequence
 
 from relay.core.frames import Message
 
+_READS = 8  # REST reads that a stream can lag behind
+
 
 class History:
     """The live ids of one chat."""
@@ -15,13 +17,25 @@ class History:
     def __init__(self, known: Iterable[int]) -> None:
         self.known = set(known)
         self._gone: set[int] = set()  # never come back
+        self._read: list[tuple[int, int]] = []  # spans that REST has told whole on this connection: [lowest, highest)
 
     def __contains__(self, message_id: int) -> bool:
         return message_id in self.known
 
     def is_gone(self, message: Message) -> bool:
         """It was edited away: whoever still speaks of it is late."""
-        return message.id in self._gone
+        read = any(lowest <= message.id < highest for lowest, highest in self._read)
+        return message.id in self._gone or (read and message.id not in self.known)
+
+    def forget_reads(self) -> None:
+        """A new connection shows what there is now."""
+        self._read.clear()
+
+    def read(self, page: Sequence[Message], *, complete: bool) -> None:
+        """All of the page is known now. What the stream sent before the read and the page lacks is gone, too."""
+        ids = [message.id for message in page]
+        if ids:
+            self._read = [*self._read[1 - _READS :], (0 if complete else min(ids), max(ids))]
 
     def is_new(self, message: Message) -> bool:
         """Neither known nor gone."""

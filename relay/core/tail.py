@@ -136,6 +136,7 @@ class ChatTail:
         self._retry = resume.retry
         self._doubt = resume.doubt
         self._statement_due = not resume.clean
+        self._queue_due = not resume.clean  # after a crash consumers may hold a queue that was not saved
         self._lifecycle = resume.lifecycle
         self._lifecycle_count = resume.lifecycle_count
         self._archived = resume.archived
@@ -190,6 +191,7 @@ class ChatTail:
         """A stream was opened with `after_id`."""
         self._connection += 1
         self._asked = after_id
+        self._history.forget_reads()
         self._snapshot = []
         self._origin = Origin.SNAPSHOT
         if self._turn is not None and self._turn.id <= after_id:
@@ -370,7 +372,8 @@ class ChatTail:
             self._statement(self._history.known, set(), "restart")
         for seen in rest:
             self._take(seen)
-        self._take_queue(queue)
+        self._take_queue(queue, anyway=self._queue_due)
+        self._queue_due = False
         self._take_snapshot_parts(parts)
         self._origin = Origin.LIVE
         if self._doubt is not None:
@@ -427,7 +430,7 @@ class ChatTail:
                 if not (history_complete or (promoted and self._turn.closable)) and self._wait_for(message):
                     return False
                 self._close_turn()
-            elif self._queue and not promoted and not history_complete and self._wait_for(message):
+            elif self._queue and not history_complete and self._wait_for(message):
                 return False
             self._queue.arrived(message)
             self._armed = not self._queue and not history_complete
@@ -516,8 +519,8 @@ class ChatTail:
             # The one mark of an edit: the server empties a queue that held nothing.
             self._want("edit")
 
-    def _take_queue(self, entries: Sequence[JsonObject]) -> None:
-        if not self._queue.replace(entries):
+    def _take_queue(self, entries: Sequence[JsonObject], *, anyway: bool = False) -> None:
+        if not self._queue.replace(entries) and not anyway:
             return
         self._emit(
             "queue",
@@ -603,6 +606,7 @@ class ChatTail:
             self._publish_message(message)
             if message.role == "user" and message.id < (self._turn_id or 0):
                 self._tell_past_turn(message, page)
+        self._history.read(page, complete=complete)
         return bool(gone or fresh)
 
     def _tell_past_turn(self, prompt: Message, page: Sequence[Message]) -> None:

@@ -51,6 +51,7 @@ class WorkerSettings(BaseModel, frozen=True, extra="forbid"):
 class _Running:
     task: asyncio.Task[None]
     follower: Follower | None = None
+    lost: bool = False  # the claim ran out: not another word
 
 
 @dataclass(slots=True)
@@ -219,7 +220,8 @@ class Worker:
             return
         except BaseException:
             # Cancelled, or the token was refused: give the chat back, so that the next follower need not wait.
-            await follower.finish()
+            if not running.lost:
+                await follower.finish()
             await self._claims.release(claim, None, seen=None, clean=follower.clean)
             raise
         await self._release(follower, end)
@@ -243,6 +245,7 @@ class Worker:
                 if (running := self._running.get(chat_id)) is not None and running.follower is not None:
                     LOST.inc()
                     log.warning("claim_lost", chat_id=str(chat_id))
+                    running.lost = True
                     running.task.cancel()
 
 
