@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
 
 import click
 from pydantic import ValidationError
@@ -24,7 +25,7 @@ from relay.adapters.logs import LogSettings, configure_logs
 from relay.adapters.rabbit import RabbitSettings, open_rabbit
 from relay.adapters.store import migrate, open_store, schema_version
 from relay.adapters.topology import TOPOLOGY, Binding, Exchange, Queue, definitions
-from relay.core.errors import ChatRefused, RelayError, Unauthorized, Unavailable, WrongSettings
+from relay.core.errors import BadEvent, ChatRefused, RelayError, Unauthorized, Unavailable, WrongSettings
 from relay.core.events import Event, JsonObject, decode_event
 from relay.processes import ROLES, run_roles
 from relay.settings import Settings, read_settings
@@ -173,6 +174,15 @@ def _broker_url(_: click.Context, __: click.Parameter, value: str | None) -> str
     return value
 
 
+def _made(_: click.Context, __: click.Parameter, directory: Path | None) -> Path | None:
+    try:
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise click.BadParameter(f"{directory} cannot be made: {exc.strerror}") from exc
+    return directory
+
+
 # --- demo ------------------------------------------------------------------------------------------------------------
 
 
@@ -189,7 +199,12 @@ def _broker_url(_: click.Context, __: click.Parameter, value: str | None) -> str
 @click.option(
     "--speed", default=1.0, show_default=True, type=click.FloatRange(0.1, 50), help="Faster than life by this factor."
 )
-@click.option("--directory", type=click.Path(path_type=Path, file_okay=False), help="Where database and archives go.")
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    callback=_made,
+    help="Where database and archives go.",
+)
 def demo(**options: Any) -> None:
     """Run everything in one process against a simulated Coder server, and check every fold.
 
@@ -286,10 +301,10 @@ def _summary_text(summary: "Summary") -> str:
 
 
 @relay.command()
-@click.argument("chat", required=False)
+@click.argument("chat", required=False, type=click.UUID)
 @click.option("--match", "patterns", multiple=True, metavar="KEY", help="Routing pattern: * is one word, # any number.")
 @click.option("--json", "as_json", is_flag=True, help="Whole events, one per line.")
-def tail(chat: str | None, patterns: tuple[str, ...], *, as_json: bool) -> None:
+def tail(chat: UUID | None, patterns: tuple[str, ...], *, as_json: bool) -> None:
     """Show events as they are published, until Ctrl-C.
 
     \b
@@ -310,8 +325,11 @@ async def _tail(rabbit: RabbitSettings, patterns: list[str], line: Callable[[Eve
         async for delivery in published:
             if line is None:
                 click.echo(delivery.body)
-            else:
+                continue
+            try:
                 click.echo(line(decode_event(delivery.body, delivery.routing_key)))
+            except BadEvent as exc:
+                click.echo(f"{delivery.routing_key}  not an event of the relay: {exc}", err=True)
 
 
 def _event_line(event: Event) -> str:

@@ -4,9 +4,11 @@ A secret can stand in a file of its own: `RELAY_RABBIT__URL_FILE` names the file
 """
 
 import difflib
+import json
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -17,7 +19,6 @@ from pydantic_settings import (
     EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    SettingsError,
 )
 
 from relay.adapters.archive import ArchiveSettings
@@ -38,6 +39,17 @@ _IN_FILES = ("RELAY_RABBIT__URL", "RELAY_DATABASE__URL")  # the token's file has
 _OF_THE_TESTS = "RELAY_TEST_"
 
 
+# What `Settings` reads instead of the process environment, while `read_settings` runs.
+_given: ContextVar[Mapping[str, str]] = ContextVar("given")
+
+
+class _Given(EnvSettingsSource):
+    """Variables from a mapping that holds nothing but known names."""
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return {name.lower(): value for name, value in _given.get({}).items()}
+
+
 class Settings(BaseSettings):
     """One group per adapter and program, each declared beside its user."""
 
@@ -56,16 +68,17 @@ class Settings(BaseSettings):
     meter: MeterSettings = MeterSettings()
     archivist: ArchivistSettings = ArchivistSettings()
 
-
-class _Given(EnvSettingsSource):
-    """Variables from a mapping instead of the process environment."""
-
-    def __init__(self, settings_cls: type[BaseSettings], given: Mapping[str, str]) -> None:
-        self._given = {name.lower(): value for name, value in given.items()}
-        super().__init__(settings_cls)
-
-    def _load_env_vars(self) -> Mapping[str, str | None]:
-        return self._given
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Variables win over what comes as arguments, which is the file's content."""
+        return _Given(settings_cls), init_settings
 
 
 def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
@@ -84,27 +97,17 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     secrets = {name: _secret(Path(given[f"{name}_FILE"]), name) for name in _IN_FILES if given.get(f"{name}_FILE")}
     if doubled := next((name for name in secrets if given.get(name)), None):
         raise WrongSettings(f"{doubled} and {doubled}_FILE are both set: leave one of them out")
-    known = {name: value for name, value in {**given, **secrets}.items() if name in set(known_names())}
+    passed = set(known_names()) - {CONFIG_FILE, *(f"{name}_FILE" for name in _IN_FILES)}
+    known = {name: value for name, value in {**given, **secrets}.items() if name in passed}
+    _refuse_broken_json(known)
 
-    class Here(Settings):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            """Variables win over what comes as arguments, which is the file's content."""
-            return _Given(settings_cls, known), init_settings
-
+    reading = _given.set(known)
     try:
-        return Here(**content)
+        return Settings(**content)
     except ValidationError as exc:
         raise WrongSettings("\n".join(_complaint(dict(error)) for error in exc.errors())) from None
-    except SettingsError as exc:
-        raise WrongSettings(f"not valid JSON where JSON is expected: {exc}") from None
+    finally:
+        _given.reset(reading)
 
 
 def known_names() -> Iterator[str]:
@@ -130,6 +133,19 @@ def _refuse_unknown(given: Mapping[str, str]) -> None:
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f": did you mean {nearest[0]}?" if nearest else ""
         raise WrongSettings(f"unknown setting {name}{hint}")
+
+
+def _refuse_broken_json(given: Mapping[str, str]) -> None:
+    """Lists and tables are given as JSON. pydantic-settings names the group of a broken one, not the setting."""
+    for name in sorted(given):
+        group, _, field = name.removeprefix(PREFIX).lower().partition("__")
+        model = model_in(Settings.model_fields[group].annotation)
+        if model is None or get_origin(model.model_fields[field].annotation) not in (Mapping, Sequence):
+            continue
+        try:
+            json.loads(given[name])
+        except ValueError as exc:
+            raise WrongSettings(f"{name}: not JSON: {exc}") from None
 
 
 def _file_content(given: Mapping[str, str]) -> dict[str, Any]:

@@ -62,6 +62,9 @@ def announce_build(role: str) -> None:
 # --- health --------------------------------------------------------------------------------------------------------
 
 
+_NOT_YET = "not connected yet"
+
+
 @dataclass(frozen=True, slots=True)
 class _State:
     ok: bool
@@ -87,7 +90,7 @@ class Health:
         self._lock = threading.Lock()
         self._ticked = monotonic()
         self._died: list[str] = []
-        self._states = {name: _State(ok=False, reason="not connected yet", since=monotonic()) for name in dependencies}
+        self._states = {name: _State(ok=False, reason=_NOT_YET, since=monotonic()) for name in dependencies}
 
     def tick(self) -> None:
         """The event loop runs."""
@@ -102,7 +105,7 @@ class Health:
         """How a dependency is now. A change of `ok` is logged, once. `reason` goes to `/readyz`: no secrets in it."""
         with self._lock:
             before = self._states.get(name)
-            changed = before is None or before.ok != ok
+            changed = before is None or before.ok != ok or before.reason == _NOT_YET
             since = self._monotonic() if before is None or changed else before.since
             self._states[name] = _State(ok=ok, reason=reason, since=since)
         if changed and ok:

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import structlog
 from prometheus_client import Counter
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, field_validator
 
 from relay.core.errors import BadEvent, ChatRefused, Unauthorized
 from relay.core.events import NOBODY, ChargedData, ChatRef, Event, JsonObject, LimitData, event_id, utc
@@ -66,6 +66,14 @@ class MeterSettings(BaseModel, frozen=True, extra="forbid"):
     policies: Sequence[PolicySettings] = ()
     prefetch: PositiveInt = 50
     prices_seconds: PositiveFloat = 300.0  # Coder's prices are read again after so long
+
+    @field_validator("policies")
+    @classmethod
+    def _names_differ(cls, policies: Sequence[PolicySettings]) -> Sequence[PolicySettings]:
+        names = [policy.name for policy in policies]
+        if doubled := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two policies are named {doubled!r}: alerts are told apart by that name")
+        return policies
 
 
 class PriceBook:

@@ -56,6 +56,13 @@ class Stage:
         await self.owner.wait_answer(self.chat)
         await self.owner.wait_idle(self.chat)
 
+    async def until_followed(self) -> None:
+        """Wait, a second at the most, for somebody else who has the chat's stream open."""
+        for _ in range(50):
+            if self.simulator.streams(self.chat):
+                return
+            await asyncio.sleep(0.02)
+
 
 Act: TypeAlias = Callable[[Stage], Awaitable[None]]
 
@@ -132,6 +139,7 @@ async def burst(stage: Stage) -> None:
 async def cut(stage: Stage) -> None:
     for parts in (20, 60, 100):
         await stage.owner.wait_parts(stage.chat, parts)
+        await stage.until_followed()
         stage.tell("cut the stream")
         stage.simulator.cut(stage.chat)
     await stage.owner.wait_idle(stage.chat)

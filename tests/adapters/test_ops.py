@@ -167,6 +167,7 @@ def test_a_change_is_logged_once() -> None:
         health.set("broker", ok=True)
         health.set("broker", ok=False, reason="refused")
     assert [(entry["event"], entry["log_level"], entry.get("reason")) for entry in logs] == [
+        ("dependency_down", "warning", "refused"),  # also the first one: who waits at the start says for what
         ("dependency_up", "info", None),
         ("dependency_down", "warning", "refused"),
     ]
