@@ -58,10 +58,10 @@ class Stage:
 
     async def until_followed(self) -> None:
         """Wait, a second at the most, for somebody else who has the chat's stream open."""
-        for _ in range(50):
+        for _ in range(20):
+            await asyncio.sleep(0.05)  # first of all, the owner's own socket has to be gone
             if self.simulator.streams(self.chat):
                 return
-            await asyncio.sleep(0.02)
 
 
 Act: TypeAlias = Callable[[Stage], Awaitable[None]]
