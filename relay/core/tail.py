@@ -135,6 +135,7 @@ class ChatTail:
         self._action = resume.action
         self._retry = resume.retry
         self._doubt = resume.doubt
+        self._floor = resume.after if resume.doubt is not None else None  # of the cursor, while in doubt
         self._statement_due = not resume.clean
         self._queue_due = not resume.clean  # after a crash consumers may hold a queue that was not saved
         self._lifecycle = resume.lifecycle
@@ -148,9 +149,11 @@ class ChatTail:
         """The cursor of the next connection.
 
         Just before the last user message, whether or not its turn has ended: the replay rebuilds the turn, and that
-        the message comes back proves that nothing before it was edited away.
+        the message comes back proves that nothing before it was edited away. While in doubt it stays where it was when
+        the doubt arose: prompts that came since must not hide what it was about.
         """
-        return self._turn_id - 1 if self._turn_id is not None else 0
+        before_turn = self._turn_id - 1 if self._turn_id is not None else 0
+        return before_turn if self._floor is None else min(before_turn, self._floor)
 
     @property
     def beyond(self) -> int:
@@ -200,7 +203,7 @@ class ChatTail:
     def disconnected(self) -> None:
         """The stream ended: what it left half done is void."""
         if self._armed:
-            self._doubt = self._doubt or "prompt"  # the mark of an edit may have been on its way
+            self._doubts("prompt")  # the mark of an edit may have been on its way
         self._snapshot = self._unproved = self._wanted = None
         self._pending.clear()
         self._early.clear()
@@ -252,15 +255,20 @@ class ChatTail:
             # Nothing we know is in sight: an edit of something older than what was read.
             self._want(wanted.reason, down_to=0)
             return self._out()
-        self._doubt = None
+        self._doubt = self._floor = None
         self._armed = False  # the read is later than the prompt, and knows whether it was an edit
         origin, self._origin = self._origin, Origin.RECONCILE
         missed = self._adopt(page, complete=complete)
-        if wanted.reason == "timer" and missed:
-            self._batch.reconnect = "stale"  # the stream should have told it
+        if missed and (wanted.reason == "timer" or self._turn is not None):
+            self._batch.reconnect = "stale"  # the stream should have told it, or its live parts are behind
         self._origin = origin
         if self._unproved is not None:
             collected, self._unproved = self._unproved, None
+            shown = max((message.id for message in _messages(collected)), default=0)
+            if any(message.id > shown for message in page):
+                # REST is ahead of the snapshot: its live parts are of a step that is stored by now.
+                collected = [seen for seen in collected if not isinstance(seen, PartSeen)]
+                self._batch.reconnect = "stale"
             self._take_snapshot(collected, decided=True)
         self._origin = Origin.RECONCILE
         self._judge(chat, wanted.reason)
@@ -549,7 +557,7 @@ class ChatTail:
     def _stream_error(
         self, error: ChatErrorData, reason: Literal["dropped_messages", "snapshot_failed", "bad_frame"]
     ) -> None:
-        self._doubt = reason
+        self._doubts(reason)
         self._batch.reconnect = reason
         if self._error_connection != self._connection:
             self._error_connection = self._connection  # one is enough to tell that a connection is of no use
@@ -584,7 +592,10 @@ class ChatTail:
     # --- REST answers -------------------------------------------------------------------------------------------------
 
     def _adopt(self, page: Sequence[Message], *, complete: bool) -> bool:
-        """Make history what REST says it is, as far down as the page reaches. True when it had something new."""
+        """Make history what REST says it is, as far down as the page reaches.
+
+        True when it had a message that nobody waited for.
+        """
         if gone := self._history.lost_by(page, complete=complete):
             surviving = (self._history.known - gone) | {message.id for message in page}
             successor = lowest_above(surviving, gone)
@@ -607,7 +618,7 @@ class ChatTail:
             if message.role == "user" and message.id < (self._turn_id or 0):
                 self._tell_past_turn(message, page)
         self._history.read(page, complete=complete)
-        return bool(gone or fresh)
+        return bool(fresh - {self._waited_for})
 
     def _tell_past_turn(self, prompt: Message, page: Sequence[Message]) -> None:
         """A user message that the stream left out and that others followed: its turn is over."""
@@ -692,8 +703,12 @@ class ChatTail:
 
     # --- output -------------------------------------------------------------------------------------------------------
 
-    def _want(self, reason: str, down_to: int | None = None) -> None:
+    def _doubts(self, reason: str) -> None:
+        self._floor = self.after
         self._doubt = reason
+
+    def _want(self, reason: str, down_to: int | None = None) -> None:
+        self._doubts(reason)
         if self._wanted is None:
             self._wanted = Reconcile(reason, self.after if down_to is None else down_to)
 
