@@ -259,7 +259,7 @@ class ChatTail:
         self._armed = False  # the read is later than the prompt, and knows whether it was an edit
         origin, self._origin = self._origin, Origin.RECONCILE
         missed = self._adopt(page, complete=complete)
-        if missed and (wanted.reason == "timer" or self._turn is not None):
+        if missed and self._unproved is None and (wanted.reason == "timer" or self._turn is not None):
             self._batch.reconnect = "stale"  # the stream should have told it, or its live parts are behind
         self._origin = origin
         if self._unproved is not None:

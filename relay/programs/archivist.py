@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import cast
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import structlog
 import zstandard
@@ -74,6 +75,12 @@ class Rendered:
     last_id: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Difference:
+    looks: int
+    again: float  # monotonic time of the next look
+
+
 def render(messages: Sequence[JsonObject]) -> Rendered:
     """Messages as JSON lines, ascending by id, compressed."""
     ordered = sorted(messages, key=lambda message: cast(int, message["id"]))
@@ -112,7 +119,7 @@ class Archivist:
         self._clock = clock
         self._settings = settings
         self._inbox = Inbox("archivist", QUEUE, bus=bus, clock=clock, prefetch=settings.prefetch)
-        self._differed: dict[str, int] = {}  # looks at which a chat's events were not yet what Coder has
+        self._differed: dict[UUID, _Difference] = {}  # chats whose events were not yet what Coder has
 
     async def run(self, report: Callable[[bool, str], None] = lambda ok, reason: None) -> None:
         """Collect and archive until cancelled."""
@@ -142,6 +149,9 @@ class Archivist:
         due = await self._archives.due(idle_since=self._clock.now() - timedelta(seconds=self._settings.idle_seconds))
         DUE.set(len(due))
         for left, collected in enumerate(due, 1):
+            difference = self._differed.get(collected.chat.chat_id)
+            if difference is not None and self._clock.monotonic() < difference.again:
+                continue
             try:
                 await self._archive(collected)
             except (ChatGone, ChatRefused) as exc:
@@ -169,16 +179,17 @@ class Archivist:
         """False while the events may still be on their way to what Coder has."""
         folded = {key: json.loads(body) for key, body in collected.messages.items()}
         lines = differences(folded, {cast(int, message["id"]): message for message in truth})
-        key = str(collected.chat.chat_id)
+        chat_id = collected.chat.chat_id
+        before = self._differed.pop(chat_id, _Difference(0, 0.0))
         if not lines:
-            self._differed.pop(key, None)
             return True
-        self._differed[key] = self._differed.get(key, 0) + 1
-        if self._differed[key] < self._settings.patience:
+        if before.looks + 1 < self._settings.patience:
+            # Not at once again: each look reads the whole chat, and the backlog has to get its turn.
+            again = self._clock.monotonic() + self._settings.idle_seconds
+            self._differed[chat_id] = _Difference(before.looks + 1, again)
             return False
-        del self._differed[key]
         DIFFERENCES.inc()
-        log.error("archive_differs", chat_id=key, differences=lines[:20], count=len(lines))
+        log.error("archive_differs", chat_id=str(chat_id), differences=lines[:20], count=len(lines))
         return True
 
     async def _store(self, chat: ChatRef, row: JsonObject, rendered: Rendered, version: int) -> ArchiveRecord | None:
