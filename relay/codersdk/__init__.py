@@ -141,7 +141,7 @@ from relay.codersdk.models_stream import (
     StreamEnvelope,
 )
 from relay.codersdk.raw_json import RawJSON
-from relay.codersdk.stream import READ_LIMIT, ChatStream, ChatWatch, FrameStream, StreamDecoder
+from relay.codersdk.stream import READ_LIMIT, ChatStream, ChatWatch, StreamDecoder
 from relay.codersdk.timestamp import ZERO_TIME, Timestamp
 
 __all__ = [
@@ -228,7 +228,6 @@ __all__ = [
     "CreateChatRequest",
     "EditChatMessageRequest",
     "Forbidden",
-    "FrameStream",
     "InvalidAnswer",
     "InvalidJSON",
     "InvalidRequest",
