@@ -1,0 +1,295 @@
+"""One chat followed through everything that can break: nothing lost, nothing told out of order."""
+
+import asyncio
+import json
+from uuid import UUID
+
+import pytest
+
+from relay.adapters.coder import open_upstream
+from relay.core.errors import LostClaim
+from relay.programs.follow import Ended
+from tests.e2e.consumer import fold
+from tests.programs.world import World, counted, until, upstream_settings, while_running
+
+LONG = "[text n=120 ms=30] a long answer"
+STEPS = "[steps k=3 n=60 ms=30 toolms=300] look through all of them"
+
+
+async def spoken(world: World, chat: UUID, parts: int = 3) -> None:
+    """Wait until consumers see the step in progress."""
+    before = len(world.told(chat, "chat.preview."))
+    await until(lambda: len(world.told(chat, "chat.preview.")) >= before + parts)
+
+
+async def test_nothing_is_saved_before_it_is_confirmed(world: World) -> None:
+    chat = await world.owner.create(STEPS)
+    follower = await world.follower(chat)
+    async with while_running(follower.run()):
+        await spoken(world, chat)
+        world.bus.down = True
+        confirmed = {event["data"]["message"]["id"] for event in world.told(chat, "chat.message.")}
+        await world.owner.wait_idle(chat)
+        assert {message["id"] for message in await world.owner.messages(chat)} > confirmed
+        assert world.saved() <= confirmed
+        world.bus.down = False
+        await world.until_equal(chat)
+        await until(lambda: world.saved() == follower.tail.commit().point.known)
+        assert world.in_order(chat)
+
+
+async def test_a_broker_that_is_away_for_a_while_costs_nothing(world: World) -> None:
+    chat = await world.owner.create(STEPS)
+    async with while_running((await world.follower(chat)).run()):
+        for _ in range(4):
+            await spoken(world, chat, 1)
+            world.bus.down = True
+            count = len(world.bus.published)
+            await asyncio.sleep(0.1)
+            assert len(world.bus.published) == count
+            world.bus.down = False
+            await world.owner.wait_idle(chat)
+            await world.owner.send(chat, STEPS)
+        await world.owner.wait_idle(chat)
+        await world.until_equal(chat)
+        assert world.in_order(chat)
+
+
+async def test_an_event_that_no_queue_takes_goes_out_again_when_one_does(world: World) -> None:
+    chat = await world.owner.create(LONG)
+    async with while_running((await world.follower(chat)).run()):
+        await spoken(world, chat)
+        for queue in ("relay.log", "relay.meter", "relay.archivist"):
+            world.bus.unbind(queue)
+        await world.owner.wait_idle(chat)
+        await world.until_equal(chat)
+        assert world.in_order(chat)
+
+
+async def test_a_database_that_is_away_for_a_while_costs_nothing(world: World) -> None:
+    chat = await world.owner.create(STEPS)
+    follower = await world.follower(chat)
+    async with while_running(follower.run()):
+        await spoken(world, chat)
+        async with world.database_away():
+            await world.owner.wait_idle(chat)
+            told = len(world.told(chat, "chat.message."))
+        await world.until_equal(chat)
+        assert told < len(world.told(chat, "chat.message."))  # it waited: nothing more went out than could be saved
+        await until(lambda: world.saved() == follower.tail.commit().point.known)
+        assert world.in_order(chat)
+
+
+async def test_who_lost_the_claim_says_nothing_more(world: World) -> None:
+    chat = await world.owner.create("[steps k=4 n=300 ms=30 toolms=200] look through all of them")
+    first = asyncio.create_task((await world.follower(chat, lease_seconds=0.3)).run())
+    await spoken(world, chat)
+    ref = await world.ref(chat)
+    claim = None
+    while claim is None:
+        claim = await world.store.claim(ref, "two", lease_seconds=60)
+    assert claim.session == 2
+    with pytest.raises(LostClaim):
+        await asyncio.wait_for(first, 10)
+    told = [event for event in world.bus.published if event.session == 1]
+    async with while_running(world.following(claim).run()):
+        await world.owner.wait_idle(chat)
+        await world.until_equal(chat)
+    assert [event for event in world.bus.published if event.session == 1] == told
+
+
+@pytest.mark.parametrize("polite", [True, False], ids=["polite", "killed"])
+async def test_a_restart_of_the_server_in_the_middle_of_a_step(world: World, *, polite: bool) -> None:
+    chat = await world.owner.create(STEPS)
+    async with while_running((await world.follower(chat)).run()):
+        await spoken(world, chat)
+        await world.simulator.restart(polite=polite, down_seconds=0.3, recovery_ms=1000)
+        await world.owner.wait_idle(chat)
+        await world.owner.send(chat, LONG)
+        await world.owner.wait_idle(chat)
+        await world.until_equal(chat)
+        assert world.in_order(chat)
+    assert world.simulator.fired("restart") == 1
+
+
+async def test_a_stream_that_is_dead_although_its_socket_lives(world: World) -> None:
+    before = counted("relay_reconnects_total", reason="dropped_messages")
+    chat = await world.owner.create(LONG)
+    async with while_running((await world.follower(chat)).run()):
+        await spoken(world, chat)
+        assert world.simulator.zombie(chat) == 1
+        await world.owner.wait_idle(chat)
+        await world.until_equal(chat)
+    assert counted("relay_reconnects_total", reason="dropped_messages") == before + 1
+    assert [e["data"]["reason"] for e in world.told(chat, "chat.error.stream.")] == ["dropped_messages"]
+
+
+def frame(*events: object) -> str:
+    return json.dumps({"type": "data", "data": events})
+
+
+PROMPT_WITHOUT_ID = {"type": "message", "message": {"role": "user", "content": []}}
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        pytest.param("<html>bad gateway</html>", "bad_json", id="a page of a proxy"),
+        pytest.param("", "bad_json", id="nothing at all"),
+        pytest.param('{"type":"data","data":[{"type":"mess', "bad_json", id="half a frame"),
+        pytest.param("[" * 100_000, "bad_json", id="too deep"),
+        pytest.param(frame(PROMPT_WITHOUT_ID), "schema", id="a message without an id"),
+        pytest.param(frame({"type": "message"}), "schema", id="a message event without a message"),
+        pytest.param(frame({"type": "status", "status": 7}), "schema", id="a status that is a number"),
+        pytest.param(frame({"type": "message_part", "message_part": {"role": "assistant"}}), "schema", id="no part"),
+        pytest.param(frame({"no": "type"}), "schema", id="an event without a type"),
+        pytest.param(frame("text"), "schema", id="an event that is a string"),
+        pytest.param("17", "schema", id="a number"),
+    ],
+)
+async def test_a_frame_that_cannot_be_read_is_parked_counted_and_told(world: World, raw: str, reason: str) -> None:
+    before = counted("relay_decode_errors_total", reason=reason)
+    chat = await world.owner.create(LONG)
+    async with while_running((await world.follower(chat)).run()):
+        await spoken(world, chat)
+        assert await world.simulator.inject(raw, chat) == 1
+        await until(lambda: world.told(chat, "chat.error.stream."))
+        await spoken(world, chat)  # what comes after it still arrives
+        await world.owner.wait_idle(chat)
+        await world.until_equal(chat)
+    assert [e["data"]["reason"] for e in world.told(chat, "chat.error.stream.")] == ["bad_frame"]
+    assert counted("relay_decode_errors_total", reason=reason) == before + 1
+    async with world.bus.deliveries("relay.frames.dead", prefetch=10) as parked:
+        assert (await anext(parked)).body == raw.encode()
+    assert raw not in str([event["data"] for event in world.told(chat, "chat.error.")]) or raw in ("", "17")
+
+
+async def test_an_event_of_a_type_that_nobody_knows_is_counted_and_passed_over(world: World) -> None:
+    before = counted("relay_decode_errors_total", reason="unknown_type")
+    chat = await world.owner.create(LONG)
+    async with while_running((await world.follower(chat)).run()):
+        await spoken(world, chat)
+        await world.simulator.inject(frame({"type": "telepathy", "telepathy": {"to": "you"}}), chat)
+        await world.owner.wait_idle(chat)
+        await world.until_equal(chat)
+    assert counted("relay_decode_errors_total", reason="unknown_type") == before + 1
+    assert await world.bus.depth("relay.frames.dead") == 0
+    assert world.told(chat, "chat.error.") == []
+
+
+async def test_a_part_of_a_type_that_nobody_knows_passes_through(world: World) -> None:
+    chat = await world.owner.create(LONG)
+    part = {"type": "hologram", "shape": "cube"}
+    async with while_running((await world.follower(chat)).run()):
+        await spoken(world, chat)
+        event = {"type": "message_part", "message_part": {"role": "assistant", "part": part}}
+        await world.simulator.inject(frame(event), chat)
+        await world.owner.wait_idle(chat)
+        await world.until_equal(chat)
+    assert [e["data"]["part"] for e in world.told(chat, "chat.preview.other.")] == [part]
+
+
+async def test_a_message_without_content_is_a_message(world: World) -> None:
+    chat = await world.owner.create(LONG)
+    bare = {"id": 10**6, "chat_id": str(chat), "role": "assistant", "created_at": "2026-03-01T12:00:00Z"}
+    async with while_running((await world.follower(chat)).run()):
+        await spoken(world, chat)
+        await world.simulator.inject(frame({"type": "message", "message": bare}), chat)
+        await until(lambda: 10**6 in fold(world.told(chat)))
+        await world.owner.wait_idle(chat)
+        await spoken_status(world, chat, "waiting")
+    told = fold(world.told(chat))[10**6]
+    assert told == bare
+    assert await world.bus.depth("relay.frames.dead") == 0
+
+
+async def spoken_status(world: World, chat: UUID, status: str) -> None:
+    await until(lambda: (world.told(chat, "chat.status.") or [{"data": {}}])[-1]["data"].get("status") == status)
+
+
+async def test_a_message_that_fits_no_frame_still_arrives(world: World) -> None:
+    before = counted("relay_decode_errors_total", reason="too_large")
+    chat = await world.owner.create("[text n=10 ms=30] small")
+    async with open_upstream(upstream_settings(world.simulator, max_frame_bytes=100_000)) as narrow:
+        world.upstream = narrow
+        async with while_running((await world.follower(chat)).run()):
+            await world.owner.wait_idle(chat)
+            await world.owner.send(chat, "[big size=300000] one large message")
+            await world.owner.wait_idle(chat)
+            await world.until_equal(chat)
+            await world.owner.send(chat, LONG)
+            await spoken(world, chat)  # and the stream is of use again
+            await world.owner.wait_idle(chat)
+            await world.until_equal(chat)
+    assert counted("relay_decode_errors_total", reason="too_large") > before
+    assert max(len(str(message)) for message in fold(world.told(chat)).values()) > 300_000
+
+
+@pytest.mark.parametrize(
+    ("status", "path"), [(429, "*/chats/*"), (503, "*/stream"), (502, "*/chats/*"), (500, "*/stream")]
+)
+async def test_a_server_that_will_not_answer_for_a_while(world: World, status: int, path: str) -> None:
+    chat = await world.owner.create(STEPS)
+    async with while_running((await world.follower(chat)).run()):
+        await spoken(world, chat)
+        world.simulator.faults.add("answer", status=status, path=path, method="GET", seconds=0.6)
+        world.simulator.cut(chat)
+        await until(lambda: world.simulator.fired("answer") >= 1)
+        await world.owner.send(chat, STEPS)
+        await world.owner.wait_idle(chat)
+        await world.until_equal(chat)
+        assert world.in_order(chat)
+
+
+async def test_retry_after_is_obeyed(world: World) -> None:
+    chat = await world.owner.create(LONG)
+    await world.owner.wait_idle(chat)
+    world.simulator.faults.add("answer", status=429, retry_after=1, path="*/messages", method="GET", seconds=0.9)
+    async with while_running((await world.follower(chat)).run()):
+        await world.owner.send(chat, "[text n=400 ms=30] tell a very long story")
+        await spoken(world, chat)
+        await world.owner.interrupt(chat)  # to judge an interrupted turn, REST must be asked
+        await until(lambda: world.told(chat, "chat.turn.interrupted."))
+    assert world.simulator.fired("answer") <= 2
+
+
+async def test_a_chat_that_may_not_be_read_is_set_aside(world: World) -> None:
+    chat = await world.owner.create(LONG)
+    follower = await world.follower(chat)
+    world.simulator.faults.add("answer", status=403, path="*/stream")
+    assert (await asyncio.wait_for(follower.run(), 10)).why is Ended.REFUSED
+
+
+async def test_a_chat_that_is_gone_is_told_once(world: World) -> None:
+    chat = await world.owner.create(LONG)
+    follower = await world.follower(chat)
+    world.simulator.faults.add("answer", status=404, path="*/stream")
+    assert (await asyncio.wait_for(follower.run(), 10)).why is Ended.GONE
+    assert len(world.told(chat, "chat.lifecycle.gone.")) == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param({"kind": "cut_every", "frames": 7}, id="cut between frames"),
+        pytest.param({"kind": "cut_every", "frames": 9, "inside": True}, id="cut within a frame"),
+        pytest.param({"kind": "duplicate_frames", "rate": 0.5}, id="frames that come twice"),
+        pytest.param({"kind": "lose_parts", "rate": 0.3}, id="live parts that are lost"),
+        pytest.param({"kind": "slow", "delay": 0.05}, id="slow answers"),
+    ],
+)
+async def test_a_bad_line(world: World, fault: dict[str, object]) -> None:
+    parameters = {name: value for name, value in fault.items() if name != "kind"}
+    chat = await world.owner.create(STEPS)
+    world.simulator.faults.add(str(fault["kind"]), **parameters)
+    async with while_running((await world.follower(chat)).run()):
+        await until(lambda: world.told(chat, "chat.message."))
+        await world.owner.wait_idle(chat)
+        await world.owner.send(chat, LONG)
+        await world.owner.wait_idle(chat)
+        world.simulator.faults.clear()
+        await world.until_equal(chat)
+        assert world.in_order(chat)
+    durable = [event.id for event in world.bus.published if not event.transient]
+    assert len(durable) == len(set(durable))  # one session: not even a copy
+    assert world.simulator.counters().get(str(fault["kind"]), 0) or world.simulator.fired("lost_parts")
