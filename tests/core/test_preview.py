@@ -627,3 +627,11 @@ def test_a_read_ahead_of_a_snapshot_makes_its_parts_old() -> None:
     tail.reconnect(status("running"), text("par"), msg(user(7)))
     tail.answer(user(1), assistant(2, "a"), user(7), assistant(8, "partial"), user(9), status="running")
     assert told(tail.all, "preview") == []
+
+
+def test_a_new_call_behind_the_repetition_is_of_the_same_run() -> None:
+    tail = running()
+    tail.feed(live(whole("c1")))
+    tail.reconnect(status("running"), live(whole("c1")), msg(user(1)))
+    tail.feed(live(whole("c2")))
+    assert told(tail.all, "preview") == ["tool-call 0+0 c1", "tool-call 0+0 c2"]

@@ -832,3 +832,13 @@ def test_an_old_error_is_told_of_the_turn_that_it_ended() -> None:
         "error turn: new",
         "failed 5",
     ]
+
+
+def test_a_status_counts_for_a_prompt_that_lies_behind_the_cursor() -> None:
+    """It will not be shown again."""
+    tail = running_chat()
+    tail.feed(msg(user(3)))
+    tail.answer(user(1), user(3), user(5), status="running")
+    tail.tail.disconnected()
+    tail.connect(status("waiting"), after=tail.tail.beyond)
+    assert tail.is_settling()
