@@ -165,7 +165,7 @@ class Messages:
         ids = [one for one in reversed(self.ids) if not before or one < before]
         return web.json_response(
             {
-                "messages": [{"id": one, "text": "π"} for one in ids[:limit]],
+                "messages": [{"id": one, "role": "user", "text": "π"} for one in ids[:limit]],
                 "queued_messages": [] if before else [{"id": 7}],
                 "has_more": len(ids) > limit,
             }
@@ -198,7 +198,16 @@ async def test_messages_are_paged_down_to_where_asked(
     assert len(server.requests) == requests
 
 
-@pytest.mark.parametrize("rows", [[], [{"id": 5}]], ids=["no rows", "the same row again"])
+@pytest.mark.parametrize(
+    "row", [{"role": "user"}, {"id": "5", "role": "user"}, {"id": True, "role": "user"}, {"id": 5}]
+)
+async def test_a_row_that_is_no_message_is_no_end_of_history(row: dict[str, object]) -> None:
+    page = {"messages": [row], "queued_messages": [], "has_more": False}
+    async with upstream_of(answer(page)) as (upstream, _):
+        assert "without an id or a role" in str(await error_of(upstream, "messages"))
+
+
+@pytest.mark.parametrize("rows", [[], [{"id": 5, "role": "user"}]], ids=["no rows", "the same row again"])
 async def test_a_page_that_does_not_move_on_is_no_answer(rows: list[object]) -> None:
     async with upstream_of(answer({"messages": rows, "has_more": True})) as (upstream, server):
         assert "does not move on" in str(await error_of(upstream, "messages"))
