@@ -83,7 +83,7 @@ def raised(error: Exception, cause: Exception | None = None) -> Exception:
         return exc
 
 
-LIBRARIES = ["aio_pika", "aiormq.connection", "sqlalchemy.engine", "alembic", "httpx", "websockets.client", "asyncio"]
+LIBRARIES = ["aio_pika", "aiohttp.server", "sqlalchemy.engine", "alembic", "httpx", "websockets.client", "asyncio"]
 
 
 @pytest.mark.parametrize("name", [*LIBRARIES, "aiohttp.access"])
@@ -176,10 +176,10 @@ def test_secrets_are_masked(values: dict[str, object], form: str, capsys: pytest
 def test_secrets_of_libraries_and_exceptions_are_masked(form: str, capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs(LogSettings.model_validate({"format": form}))
     url = f"amqp://relay:{PASSWORD}@broker"
-    logging.getLogger("aiormq").warning("connecting to %s", url)
+    logging.getLogger("aio_pika").warning("connecting to %s", url)
     error = raised(OSError(f"no route to {url}"))
     log.error("failed", exc_info=error)
-    logging.getLogger("aiormq").error("failed", exc_info=error)
+    logging.getLogger("aio_pika").error("failed", exc_info=error)
     written = capsys.readouterr().err
     assert written.count("amqp://***@broker") == 3
     assert PASSWORD not in written
