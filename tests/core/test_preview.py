@@ -454,12 +454,10 @@ def test_text_of_the_stored_step_repeated_by_a_snapshot() -> None:
 
 def test_a_step_that_says_the_same_as_the_stored_one_is_not_lost() -> None:
     """What was told of it shows that it is a step of its own."""
+    stored = [msg(user(1)), msg(assistant(2, "Again.", call("c"))), msg(tool(3, "c"))]
     tail = running()
-    tail.feed(msg(assistant(2, "Again", call("c"))), msg(tool(3, "c")), live(part("text", "!")), msg(assistant(4, "!")))
-    tail.feed(text("Aga"))
-    tail.feed(text("in."))
-    tail.tail.disconnected()
-    assert told(tail.connect(status("running"), text("Again.", "."), msg(user(1))), "preview") == ["text 1+6 ."]
+    tail.feed(text("Again."), live(whole("c"), result("c")), stored, text("Aga"))
+    assert told(tail.reconnect(status("running"), text("Again."), stored), "preview") == ["text 1+3 in."]
 
 
 def test_parts_of_an_idle_chat_are_stale() -> None:

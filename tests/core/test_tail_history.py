@@ -670,3 +670,32 @@ def test_what_a_new_connection_shows_exists_whatever_was_read_before() -> None:
     tail.answer(user(1), assistant(2, "one"), user(5), assistant(6, "two"))
     events = tail.reconnect(status("waiting"), msg(user(1)), msg(assistant(2, "one")), msg(tool(3)), msg(user(5)))
     assert told(events, "message") == ["message 3"]
+
+
+def test_what_waited_for_an_answer_is_void_when_the_connection_ends() -> None:
+    tail = answered_chat()
+    tail.feed(msg(user(9)), status("running"), msg(user(12)), status("pending"), msg(assistant(13, "x")))
+    assert tail.wants == "prompt"
+    tail.reconnect(status("running"), msg(user(15)))
+    tail.answer(user(1), assistant(2, "one"), user(15), status="running")
+    assert told(tail.all, "message")[4:] == ["message 9", "message 15"]
+    assert list(fold(tail.all)) == [1, 2, 15]
+
+
+def test_a_snapshot_that_waited_for_an_answer_is_void_when_the_connection_ends() -> None:
+    tail = answered_chat()
+    tail.reconnect(status("error"), msg(user(9)))
+    assert tail.wants == "reconnect"
+    tail.reconnect(status("waiting"), msg(user(5)), msg(assistant(6, "two")))
+    tail.answer(user(1), assistant(2, "one"), user(5), assistant(6, "two"))
+    assert told(tail.all, "status") == ["status waiting"]
+    assert list(fold(tail.all)) == [1, 2, 5, 6]
+
+
+def test_the_queue_that_waited_for_an_answer_is_void_when_the_connection_ends() -> None:
+    tail = answered_chat()
+    tail.feed(msg(user(9)), status("running"), msg(user(12)), queue(queued(3, "old")))
+    tail.reconnect(status("running"), msg(user(9)), msg(user(12)))
+    if tail.wants:
+        tail.answer(user(5), assistant(6, "two"), user(9), user(12), complete=False, status="running")
+    assert told(tail.all, "queue") == []

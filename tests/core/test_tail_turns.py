@@ -842,3 +842,19 @@ def test_a_status_counts_for_a_prompt_that_lies_behind_the_cursor() -> None:
     tail.tail.disconnected()
     tail.connect(status("waiting"), after=tail.tail.beyond)
     assert tail.is_settling()
+
+
+def test_a_turn_that_failed_before_a_restart_and_was_followed_by_another_during_it() -> None:
+    first = running_chat()
+    first.feed(status("error"))
+    second = first.again()
+    second.connect(status("running"), msg(user(1)), msg(user(3)))
+    assert told(second.all, "turn") == ["failed 1"]
+
+
+def test_an_error_told_before_a_restart_is_not_told_again() -> None:
+    first = running_chat()
+    first.feed(error("boom"))
+    second = first.again()
+    second.connect(status("running"), msg(user(1)))
+    assert told(second.feed(error("boom"))) == []
