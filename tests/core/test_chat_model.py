@@ -274,7 +274,7 @@ class FollowedChat:
         assert last["status"]["status"] == self.server.status
 
 
-@settings(max_examples=250, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 80), st.booleans(), st.randoms(use_true_random=False))
 def test_whatever_happens_the_events_tell_it(steps: int, lossy: bool, chance: random.Random) -> None:
     chat = FollowedChat(lossy=lossy)

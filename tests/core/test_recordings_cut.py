@@ -25,7 +25,7 @@ from tests.core.laws import (
 from tests.core.recorded_follower import RecordedFollower, Reshape, stored_and_loaded
 from tests.core.recording import Connection
 
-MOST_PLACES = 30  # cuts per recording and test; most recordings have fewer frames
+MOST_PLACES = 18  # cuts per recording and test; most recordings have fewer frames
 MOST_PARTS = 12_000  # and live parts in all of them together
 
 Place = tuple[Followed, int, list[Connection], int]
