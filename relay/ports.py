@@ -62,6 +62,26 @@ class ModelPrice:
     cache_write: Decimal | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What the AI Gateway of a licensed server allows one user in a calendar month, in millionths of a US dollar."""
+
+    user_id: UUID
+    spent_micros: int
+    limit_micros: int | None  # None: no budget applies
+    source: str  # of the limit, as upstream names it; empty when there is none
+    period_start: datetime
+    period_end: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """When the server archives and deletes chats by itself, in days; 0: never, None: it does not know of it."""
+
+    archived_chats_days: int | None = None  # after which an archived chat is deleted for good
+    auto_archive_days: int | None = None  # without activity, after which a chat is archived
+
+
 class Upstream(Protocol):
     """One account of one Coder server.
 
@@ -85,8 +105,15 @@ class Upstream(Protocol):
     async def messages(self, chat_id: UUID, *, down_to: int) -> MessagePage:
         """The newest messages and the queue. Pages until one id is at or below `down_to`, or all are read."""
 
-    def stream(self, chat_id: UUID, *, after_id: int) -> AbstractAsyncContextManager[AsyncIterator[str]]:
-        """Text frames of the chat's stream as they come.
+    def stream(
+        self, chat_id: UUID, *, after_id: int, after_revision: int | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[str]]:
+        """Text frames of the chat's stream as they come, beginning with what the chat is now.
+
+        Args:
+            after_id: Messages up to this id are left out.
+            after_revision: History version that is known whole: servers that know it leave out what has not changed
+                since, the others ignore it.
 
         The iterator ends with `Unavailable` however the connection ends (a polite close is a server restart, never
         the end of a chat), and with `BadFrame` (reason `too_large`) at a frame over the size limit.
@@ -100,6 +127,15 @@ class Upstream(Protocol):
 
     async def model_prices(self) -> Mapping[UUID, ModelPrice]:
         """Prices by model config id, as far as the server tells them; empty where it has none."""
+
+    async def has_native_limits(self) -> bool:
+        """Whether the server enforces spend limits of its own on chats; later servers have none."""
+
+    async def budget(self, user_id: UUID) -> Budget | None:
+        """The user's AI Gateway budget; None where the server has no gateway, no licence for it, or no such user."""
+
+    async def retention(self) -> Retention:
+        """When chats are archived and deleted by the server."""
 
 
 # --- bus -----------------------------------------------------------------------------------------------------------
@@ -288,6 +324,7 @@ class Collected:
     status: str | None
     open_turn: bool  # a user message without a `chat.turn`
     archived: bool
+    archived_at: datetime | None  # upstream's own time, or earlier; None: it is not archived, or gone
     changed_at: datetime  # when the last event of the chat that told something new was taken in
     chat_json: bytes | None  # last Chat object seen
 
@@ -329,9 +366,17 @@ class Archives(Protocol):
         """
 
     async def due(self, *, idle_since: datetime) -> Sequence[Collected]:
-        """Chats with at least one live message, no open turn, a status of `IDLE_STATUSES`, `changed_at` not after
-        `idle_since`, and news since their last archive record; the longest quiet first. News is a difference in the
-        live messages: not a copy of what is known, a status, or that the chat was archived."""
+        """Chats with at least one live message, `changed_at` not after `idle_since`, and news since their last archive
+        record, which are at rest: no open turn and a status of `IDLE_STATUSES`, or archived upstream, where nothing
+        ends a turn any more. The longest quiet first. News is a difference in the live messages: not a copy of what is
+        known, a status, or that the chat was archived."""
+
+    async def endangered(self, deployment: str, *, archived_before: datetime) -> Sequence[Collected]:
+        """Chats that were archived upstream before a moment and have no archive record that covers what is known of
+        them; the longest archived first. Those that are known to be gone are left out."""
+
+    async def family_copied(self, chat: ChatRef) -> bool:
+        """Whether the chat has no subagent's chat that is known and not covered by an archive record."""
 
     async def collected(self, deployment: str, chat_id: UUID) -> Collected | None:
         """What is known of one chat."""

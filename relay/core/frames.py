@@ -1,12 +1,13 @@
 """From a text frame to typed events: the one place that knows how each dialect writes them.
 
 D0 (servers up to 2.32) wraps events in an envelope `{"type":"data","data":[…]}`; later ones send the bare array.
-Which one is in use shows in every frame, so both are read at any time.
+Which one is in use shows in every frame, so both are read at any time. Servers from 2.35 on (D2, D3) number what they
+send: parts have an episode and a sequence number, and resets are told.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
@@ -89,10 +90,13 @@ class MessageSeen:
 
 @dataclass(frozen=True, slots=True)
 class PartSeen:
-    """A live part."""
+    """A live part. From 2.35 on it has coordinates: `episode` is (history version, generation attempt), `seq` counts
+    within it from 1."""
 
     role: str
     part: JsonObject
+    episode: tuple[int, int] | None = None
+    seq: int = 0
 
     @property
     def kind(self) -> str:
@@ -113,9 +117,10 @@ class PartSeen:
 
 @dataclass(frozen=True, slots=True)
 class StatusSeen:
-    """A status, perhaps the one before once more."""
+    """A status, perhaps the one before once more. `revision`: history version it goes with, from about 2.38 on."""
 
     status: str
+    revision: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +147,41 @@ class QueueSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class ActionSeen:
+    """The chat waits for the results of these tool calls, which the client has to run."""
+
+    calls: list[JsonObject]
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryResetSeen:
+    """The messages that follow, up to the first other event, are the whole history."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewResetSeen:
+    """History moved on, or the model call is made again. Ends what a connection begins with."""
+
+
+@dataclass(frozen=True, slots=True)
 class UnknownSeen:
     """An event type that this version does not know."""
 
     type: str
 
 
-Seen = MessageSeen | PartSeen | StatusSeen | ErrorSeen | RetrySeen | QueueSeen | UnknownSeen
+Seen = (
+    MessageSeen
+    | PartSeen
+    | StatusSeen
+    | ErrorSeen
+    | RetrySeen
+    | QueueSeen
+    | ActionSeen
+    | HistoryResetSeen
+    | PreviewResetSeen
+    | UnknownSeen
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +225,12 @@ def _seen(row: JsonObject) -> Seen:
             part = _object(body["part"])
             if not isinstance(part.get("type"), str):
                 raise TypeError("a part needs a type")
-            return PartSeen(str(body.get("role") or "assistant"), part)
+            episode, seq = _coordinates(body)
+            return PartSeen(str(body.get("role") or "assistant"), part, episode, seq)
         case "status":
-            return StatusSeen(_text(_object(row["status"])["status"]))
+            status = _object(row["status"])
+            revision = status.get("history_version")
+            return StatusSeen(_text(status["status"]), revision if type(revision) is int and revision > 0 else None)
         case "error":
             return ErrorSeen(error_data(row["error"]))
         case "retry":
@@ -206,8 +242,56 @@ def _seen(row: JsonObject) -> Seen:
             if not isinstance(entries, list):
                 raise TypeError("queued_messages is not a list")
             return QueueSeen([queue_entry(entry) for entry in entries])
+        case "action_required":
+            calls = _object(row["action_required"])["tool_calls"] or []
+            if not isinstance(calls, list):
+                raise TypeError("tool_calls is not a list")
+            return ActionSeen([action_call(call) for call in calls])
+        case "history_reset":
+            return HistoryResetSeen()
+        case "preview_reset":
+            return PreviewResetSeen()
         case _:
             return UnknownSeen(kind)
+
+
+def _coordinates(body: JsonObject) -> tuple[tuple[int, int] | None, int]:
+    seq = body.get("seq")
+    if type(seq) is not int or seq < 1:
+        return None, 0
+    return (_integer(body["history_version"]), _integer(body["generation_attempt"])), seq
+
+
+def has_episodes(events: Sequence[Seen], *, first_of_connection: bool = False) -> bool:
+    """Whether a server of 2.35 or later sent these events: such a one tells resets and numbers its parts.
+
+    Args:
+        first_of_connection: They begin with the first event of a connection. Older servers begin with the status,
+            these with messages or the queue where there are any.
+    """
+    if first_of_connection and events and isinstance(events[0], MessageSeen | QueueSeen):
+        return True
+    return any(
+        isinstance(seen, PreviewResetSeen | HistoryResetSeen)
+        or (isinstance(seen, PartSeen) and seen.episode is not None)
+        or (isinstance(seen, StatusSeen) and seen.revision is not None)
+        for seen in events
+    )
+
+
+def action_call(call: object) -> JsonObject:
+    """A tool call that waits for the client, as upstream sent it, checked for its id. Raises TypeError."""
+    checked = _object(call)
+    if not isinstance(checked.get("tool_call_id"), str):
+        raise TypeError("a tool call needs a text as tool_call_id")
+    return checked
+
+
+def action_of(part: JsonObject) -> JsonObject:
+    """The tool call of a stored message in the form in which upstream asks for its result."""
+    args = part.get("args")
+    text = args if isinstance(args, str) else json.dumps({} if args is None else args, ensure_ascii=False)
+    return {"tool_call_id": part["tool_call_id"], "tool_name": part.get("tool_name") or "", "args": text}
 
 
 def queue_entry(entry: object) -> JsonObject:

@@ -8,8 +8,10 @@ from relay.core.frames import content_digest
 
 # Told by events of their own, or moving with every turn.
 _PASSED_OVER = frozenset(
-    {"status", "last_error", "updated_at", "has_unread", "last_turn_summary", "queued_for_capacity"}
+    {"status", "last_error", "updated_at", "has_unread", "last_turn_summary", "queued_for_capacity", "children"}
 )
+# Newer servers add fields that say nothing about most chats: with an upgrade not every chat has changed.
+_NOTHING: tuple[object, ...] = (None, "", 0, [], {}, "00000000-0000-0000-0000-000000000000")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +33,11 @@ def lifecycle_change(chat: JsonObject, last: Mapping[str, str] | None, *, was_ar
     Args:
         last: `fields` of the last change; None when the chat was never told of.
     """
-    fields = {name: content_digest(value) for name, value in chat.items() if name not in _PASSED_OVER}
-    changed = sorted(name for name in {*fields, *(last or {})} if fields.get(name) != (last or {}).get(name))
+    told = {name: value for name, value in chat.items() if name not in _PASSED_OVER}
+    fields = {name: content_digest(value) for name, value in told.items() if value not in _NOTHING}
+    changed = sorted(told)
+    if last is not None:
+        changed = sorted(name for name in {*fields, *last} if fields.get(name) != last.get(name))
     archived = bool(chat.get("archived"))
     if not changed:
         return None

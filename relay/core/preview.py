@@ -38,7 +38,7 @@ Told = Fragment | Reset
 
 
 @dataclass(slots=True)
-class _Channel:
+class Channel:
     """One thread of content within a step: its text, its reasoning, or the arguments of one call."""
 
     length: int = 0  # code points told
@@ -58,7 +58,7 @@ class _Channel:
 @dataclass(slots=True)
 class _Step:
     number: int
-    channels: dict[str, _Channel] = field(default_factory=dict)
+    channels: dict[str, Channel] = field(default_factory=dict)
     wholes: set[str] = field(default_factory=set)  # keys of parts that come in one piece
     heard: list[PartSeen] = field(default_factory=list)  # since the connection began, while it repeats what was told
     counts: dict[str, int] = field(default_factory=dict)  # whole parts heard on this connection, per kind
@@ -70,8 +70,8 @@ class _Step:
     def told_anything(self) -> bool:
         return bool(self.wholes) or any(channel.length for channel in self.channels.values())
 
-    def channel(self, name: str) -> _Channel:
-        return self.channels.setdefault(name, _Channel())
+    def channel(self, name: str) -> Channel:
+        return self.channels.setdefault(name, Channel())
 
     def told_text(self, name: str) -> str:
         channel = self.channels.get(name)
@@ -100,8 +100,8 @@ class _Step:
 class LiveText:
     """Sort live parts into steps. Every method returns what to tell, in order."""
 
-    def __init__(self) -> None:
-        self._next = 0
+    def __init__(self, first_step: int = 0) -> None:
+        self.next_step = first_step
         self._steps: deque[_Step] = deque()  # without their message yet; the last one is in progress
         self._stored_calls: set[str] = set()
         self._earlier_calls: set[str] = set()  # of the turn before
@@ -147,7 +147,7 @@ class LiveText:
         }
         return told
 
-    def retry(self) -> list[Told]:
+    def retry(self, attempt: int) -> list[Told]:
         """The model call failed and will be made again: its parts are void. The step keeps its number."""
         self._held.clear()
         if not self._steps or self._steps[-1].results:
@@ -174,6 +174,12 @@ class LiveText:
         self._held.clear()
         self._late = {"text": "", "reasoning": ""}
 
+    def abandoned(self) -> list[Told]:
+        """The next connection is to a server that numbers its parts: what was told cannot be gone on with."""
+        told: list[Told] = [Reset(step.number, "reconnect") for step in self._steps if step.told_anything]
+        self._steps.clear()
+        return told
+
     def snapshot(self, parts: list[PartSeen], *, stored_calls: Iterable[str], newest_text: str | None) -> list[Told]:
         """The buffered parts that a connection begins with.
 
@@ -189,7 +195,7 @@ class LiveText:
                 kept = []
         self.dropped += len(parts) - len(kept)
         for seen in kept:
-            delta, channel = _delta(seen)
+            delta, channel = delta_of(seen)
             if channel is not None:
                 self._repeated[channel] = self._repeated.get(channel, "") + delta
         told = self._another_run(kept) + [told for seen in kept for told in self.part(seen)]
@@ -214,8 +220,8 @@ class LiveText:
         # Tools run when the model has said all: what the assistant says after a result is the next step, even if
         # the messages of this one are still on their way.
         if not self._steps or self._steps[-1].results:
-            self._steps.append(_Step(self._next))
-            self._next += 1
+            self._steps.append(_Step(self.next_step))
+            self.next_step += 1
         return self._steps[-1]
 
     def _ended_by(self, message: Message) -> _Step | None:
@@ -263,7 +269,7 @@ class LiveText:
             step.unheard.discard(seen.call_id)
         if seen.local_result:
             step.results = True
-        delta, channel_name = _delta(seen)
+        delta, channel_name = delta_of(seen)
         if channel_name is None:
             return self._tell_whole(step, seen)
         channel = step.channel(channel_name)
@@ -278,7 +284,7 @@ class LiveText:
         channel.add(fresh)
         if not step.repeating:
             step.heard.clear()
-        return [Fragment(step.number, seen.role, _with_delta(seen, fresh), offset)] if fresh else []
+        return [Fragment(step.number, seen.role, with_delta(seen, fresh), offset)] if fresh else []
 
     def _tell_whole(self, step: _Step, seen: PartSeen) -> list[Told]:
         count = step.counts.get(seen.kind, 0)
@@ -305,7 +311,7 @@ class LiveText:
         return again
 
 
-def _delta(seen: PartSeen) -> tuple[str, str | None]:
+def delta_of(seen: PartSeen) -> tuple[str, str | None]:
     """The text that a part adds and the channel it adds to; channel None for a part that is whole in itself."""
     if seen.kind in ("text", "reasoning"):
         return text_of(seen.part, "text"), seen.kind
@@ -315,7 +321,7 @@ def _delta(seen: PartSeen) -> tuple[str, str | None]:
     return "", None
 
 
-def _with_delta(seen: PartSeen, text: str) -> JsonObject:
+def with_delta(seen: PartSeen, text: str) -> JsonObject:
     name = "args_delta" if seen.kind == "tool-call" else "text"
     return seen.part if seen.part.get(name) == text else {**seen.part, name: text}
 

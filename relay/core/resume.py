@@ -26,6 +26,7 @@ class ResumePoint:
 
     known: frozenset[int] = frozenset()
     after: int = 0  # the stream's `after_id` of the next connection
+    revision: int | None = None  # its `after_revision`: history version that is known whole; servers since about 2.38
     turn: int | None = None  # id of the last user message
     open: int | None = None  # the same while its turn has not ended, else None
     idle_seen: bool = False  # an idle status was seen after the open turn's user message

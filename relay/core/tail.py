@@ -15,12 +15,13 @@ wants a REST read (`Reconcile`) and everything behind the doubtful event waits f
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Literal, cast
 from uuid import UUID
 
+from relay.core.episodes import EpisodeText
 from relay.core.events import (
     PREVIEW_DETAILS,
     ChatErrorData,
@@ -39,17 +40,22 @@ from relay.core.events import (
     utc,
 )
 from relay.core.frames import (
+    ActionSeen,
     ErrorSeen,
     Frame,
+    HistoryResetSeen,
     Message,
     MessageSeen,
     PartSeen,
+    PreviewResetSeen,
     QueueSeen,
     RetrySeen,
     Seen,
     StatusSeen,
     UnknownSeen,
+    action_of,
     error_data,
+    has_episodes,
 )
 from relay.core.history import History, lowest_above
 from relay.core.lifecycle import lifecycle_change
@@ -94,6 +100,10 @@ class Batch:
         self.unknown += later.unknown
 
 
+class _FrameEnd:
+    """Between two frames of a server that tells in each of them a state, the status before what it is about."""
+
+
 class ChatTail:
     """One follower's view of one chat, for one session."""
 
@@ -106,13 +116,15 @@ class ChatTail:
         self._asked = 0  # the after_id of this connection
         self._snapshot: list[Seen] | None = None  # collected until complete; None once it is
         self._unproved: list[Seen] | None = None  # a whole snapshot that waits for a REST answer
-        self._pending: deque[Seen] = deque()  # live events that wait for one
+        self._pending: deque[Seen | _FrameEnd] = deque()  # live events that wait for one
+        self._episodes: bool | None = None  # whether this connection's server numbers what it sends; None: not yet seen
+        self._listing: dict[int, Message] | None = None  # the whole history, while it is being told
         self._waited_for = 0  # the message that the last answer was wanted for
         self._batch = Batch()
         self._at = datetime.fromtimestamp(0, UTC)
         self._origin = Origin.SNAPSHOT
         self._wanted: Reconcile | None = None
-        self._live = LiveText()
+        self._live: LiveText | EpisodeText = LiveText()
         self._early: list[PartSeen] = []  # parts before `running`
 
         self._history = History(resume.known)
@@ -133,6 +145,9 @@ class ChatTail:
         self._queue = PromptQueue(resume.queue, resume.queue_max, resume.left)
         self._armed = False  # a live prompt came while the queue was empty: an empty queue_update now means an edit
         self._action = resume.action
+        self._asked_for: list[JsonObject] = []  # calls of the newest assistant message
+        self._history_version: int | None = resume.revision if resume.open is None else None
+        self._turn_revision = resume.revision
         self._retry = resume.retry
         self._doubt = resume.doubt
         self._floor = resume.after if resume.doubt is not None else None  # of the cursor, while in doubt
@@ -156,6 +171,11 @@ class ChatTail:
         return before_turn if self._floor is None else min(before_turn, self._floor)
 
     @property
+    def revision(self) -> int | None:
+        """History version that goes with `after`: nothing up to it needs to be told again, but for an open turn's."""
+        return self._history_version if self._turn is None else self._turn_revision
+
+    @property
     def beyond(self) -> int:
         """The highest id known: the cursor when the history behind `after` is too large to be sent."""
         return self._history.highest
@@ -165,7 +185,8 @@ class ChatTail:
         """Silence will tell: an idle status was seen but the turn's last message may still be on its way, or a snapshot
         ended with a full frame."""
         if self._snapshot is not None:
-            return bool(self._snapshot)
+            # The status is the last word on history where messages stand before it.
+            return any(isinstance(seen, StatusSeen) for seen in self._snapshot)
         return self._turn is not None and self._idle_seen and not self._pending
 
     @property
@@ -196,6 +217,7 @@ class ChatTail:
         self._asked = after_id
         self._history.forget_reads()
         self._snapshot = []
+        self._episodes = None
         self._origin = Origin.SNAPSHOT
         if self._turn is not None and self._turn.id <= after_id:
             self._streamed = self._turn.id  # it will not be shown again
@@ -204,7 +226,7 @@ class ChatTail:
         """The stream ended: what it left half done is void."""
         if self._armed:
             self._doubts("prompt")  # the mark of an edit may have been on its way
-        self._snapshot = self._unproved = self._wanted = None
+        self._snapshot = self._unproved = self._wanted = self._listing = None
         self._pending.clear()
         self._early.clear()
         self._armed = False
@@ -216,22 +238,47 @@ class ChatTail:
         self._at = at
         if frame.refused is not None:
             return self._refused(frame.refused)
+        if frame.events and not self._episodes:
+            self._recognise(frame.events)
         if self._snapshot is None:
             self._pending.extend(frame.events)
+            if self._episodes and len(frame.events) < SNAPSHOT_FRAME:
+                self._pending.append(_FrameEnd())
             return self._drain()
         self._snapshot.extend(frame.events)
-        if not frame.events or len(frame.events) >= SNAPSHOT_FRAME:
-            return self._out()
-        return self._complete_snapshot()
+        if self._episodes:
+            complete = any(
+                isinstance(seen, PreviewResetSeen) or (isinstance(seen, StatusSeen) and seen.revision is not None)
+                for seen in frame.events
+            )
+        else:
+            complete = 0 < len(frame.events) < SNAPSHOT_FRAME
+        return self._complete_snapshot() if complete else self._out()
+
+    def _recognise(self, events: Sequence[Seen]) -> None:
+        """Which kind of server has this connection: two may stand behind one address."""
+        before = isinstance(self._live, EpisodeText)
+        self._episodes = has_episodes(events, first_of_connection=self._episodes is None)
+        if self._episodes != before:
+            self._tell(self._live.abandoned())
+            self._live = (EpisodeText if self._episodes else LiveText)(self._live.next_step)
 
     def _complete_snapshot(self) -> Batch:
         collected, self._snapshot = self._snapshot or [], None
+        if self._episodes:
+            # What follows the first reset is live already.
+            end = next((at for at, seen in enumerate(collected) if isinstance(seen, PreviewResetSeen)), len(collected))
+            self._pending.extend(collected[end:])
+            collected = collected[:end]
         if failed := next((e.error for e in collected if isinstance(e, ErrorSeen) and _is_failed(e.error)), None):
             self._stream_error(failed, "snapshot_failed")  # what could not be read looks like what is not there
-        elif self._history.proved_by(_messages(collected), self._asked) and not (
-            self._statement_due and self._doubt is not None
+        elif self._episodes or (
+            self._history.proved_by(_messages(collected), self._asked)
+            and not (self._statement_due and self._doubt is not None)
         ):
             self._take_snapshot(collected)
+            if self._episodes:
+                self._pending.append(_FrameEnd())
         else:
             # After a crash in doubt, too: what is stated then must be all of it.
             self._unproved = collected
@@ -259,7 +306,9 @@ class ChatTail:
         self._armed = False  # the read is later than the prompt, and knows whether it was an edit
         origin, self._origin = self._origin, Origin.RECONCILE
         missed = self._adopt(page, complete=complete)
-        if missed and self._unproved is None and (wanted.reason == "timer" or self._turn is not None):
+        # The last message of a run that is over may be on its way, or (up to 2.34) never be told by the stream.
+        over = wanted.reason == "settle" and chat.get("status") in IDLE
+        if missed and not over and self._unproved is None and (wanted.reason == "timer" or self._turn is not None):
             self._batch.reconnect = "stale"  # the stream should have told it, or its live parts are behind
         self._origin = origin
         if self._unproved is not None:
@@ -325,6 +374,7 @@ class ChatTail:
         point = ResumePoint(
             known=known,
             after=self.after,
+            revision=self.revision,
             turn=self._turn_id,
             open=self._turn.id if self._turn else None,
             idle_seen=self._idle_seen,
@@ -361,6 +411,7 @@ class ChatTail:
         parts: list[PartSeen] = []
         rest: list[Seen] = []
         queue: list[JsonObject] = []
+        whole = not self._episodes  # messages above the cursor are all there is above it
         for seen in events:
             match seen:
                 case MessageSeen(message):
@@ -369,25 +420,44 @@ class ChatTail:
                     parts.append(seen)
                 case QueueSeen(entries):
                     queue = entries
+                case HistoryResetSeen():
+                    whole = True
                 case _:
                     rest.append(seen)
-        if not decided and (missing := self._history.above(self._asked) - set(messages)):
-            self._remove(missing, (self._history.known - missing) | set(messages), "edit")
+        if whole and not decided:
+            self._rewritten(messages)
         for key in sorted(messages):
             self._take_message(messages[key], history_complete=True)
-        if self._statement_due:
+        if self._statement_due and whole:
             # After a crash: consumers may hold messages that were confirmed, not saved, and edited away since.
             self._statement(self._history.known, set(), "restart")
+        self._statement_due = False
         for seen in rest:
             self._take(seen)
         self._take_queue(queue, anyway=self._queue_due)
         self._queue_due = False
         self._take_snapshot_parts(parts)
+        if self._upstream_status == "requires_action":
+            self._late_action()
         self._origin = Origin.LIVE
         if self._doubt is not None:
             self._want(self._doubt)
 
+    def _rewritten(self, messages: Mapping[int, Message]) -> None:
+        """Compare history with a view of all of it, or of all above the cursor: what is not there is gone."""
+        above = self._history.known if self._episodes else self._history.above(self._asked)
+        missing = above - set(messages)
+        if self._episodes:
+            # A REST read may have been ahead of the stream.
+            missing = {key for key in missing if key < max(messages, default=0)}
+        if missing:
+            self._remove(missing, (self._history.known - missing) | set(messages), "edit")
+
     def _take_snapshot_parts(self, parts: list[PartSeen]) -> None:
+        if isinstance(self._live, EpisodeText):
+            for seen in parts:
+                self._tell(self._live.part(seen))
+            return
         if not parts or self._upstream_status in IDLE or self._upstream_status == "pending":
             return  # of a run that is over: the messages tell it better
         stored = self._turn.calls if self._turn else frozenset[str]()
@@ -398,18 +468,34 @@ class ChatTail:
     def _drain(self) -> Batch:
         while self._pending and self._wanted is None:
             seen = self._pending.popleft()
-            if not self._take(seen):
+            if isinstance(seen, _FrameEnd):
+                self._end_frame()
+            elif not self._take(seen):
                 self._pending.appendleft(seen)
         return self._out()
 
+    def _end_frame(self) -> None:
+        """From 2.35 on a frame is a whole state: where the status is idle at its end, every turn is over."""
+        if self._turn is None or self._listing is not None or self._streamed != self._turn.id:
+            return
+        if self._upstream_status in IDLE:  # told now, or before and the same again: this turn was over at once
+            self._failed = self._failed or self._upstream_status == "error"
+            self._close_turn()
+
     def _take(self, seen: Seen) -> bool:
         """Take in one event; False when it must wait for a REST answer and then be taken again."""
+        if self._listing is not None:
+            if isinstance(seen, MessageSeen):
+                self._listing[seen.message.id] = seen.message
+                return True
+            self._listed()
         match seen:
             case MessageSeen(message):
-                return self._take_message(message)
+                return self._take_message(message, history_complete=bool(self._episodes))
             case PartSeen():
                 self._take_part(seen)
-            case StatusSeen(status):
+            case StatusSeen(status, revision):
+                self._history_version = revision if revision is not None else self._history_version
                 self._take_status(status)
             case QueueSeen(entries):
                 self._take_queue_update(entries)
@@ -417,9 +503,22 @@ class ChatTail:
                 self._take_error(error)
             case RetrySeen():
                 self._take_retry(seen)
+            case ActionSeen(calls):
+                self._take_action(calls)
+            case HistoryResetSeen():
+                self._listing = {}
+            case PreviewResetSeen():
+                pass  # the numbers of the parts say as much
             case UnknownSeen(kind):
                 self._batch.unknown.append(kind)
         return True
+
+    def _listed(self) -> None:
+        """The list of the whole history has ended."""
+        messages, self._listing = self._listing or {}, None
+        self._rewritten(messages)
+        for key in sorted(messages):
+            self._take_message(messages[key], history_complete=True)
 
     def _take_message(self, message: Message, *, history_complete: bool = False) -> bool:
         if self._history.is_gone(message):
@@ -473,9 +572,14 @@ class ChatTail:
     def _note_text(self, message: Message) -> None:
         if message.role == "assistant" and not message.compaction:
             self._newest_text = message.text
+            self._asked_for = [part for part in message.parts if part.get("tool_call_id") in message.calls]
 
     def _take_part(self, seen: PartSeen) -> None:
-        if self._upstream_status in IDLE or self._upstream_status == "pending":
+        if isinstance(self._live, EpisodeText):
+            self._tell(self._live.part(seen))
+            if self._live.broken:
+                self._batch.reconnect = "gap"
+        elif self._upstream_status in IDLE or self._upstream_status == "pending":
             # A few come just before `running`; those of a run that is over are discarded with it.
             self._early.append(seen)
         else:
@@ -499,9 +603,8 @@ class ChatTail:
         self._idle_seen = True
         if status == "error":
             self._failed = True
-            if self._error is not None:
-                self._close_turn()
-        elif self._turn.closable:
+        # From 2.35 on the frame holds all that belongs to the status, some of it behind it.
+        if not self._episodes and (self._error is not None if status == "error" else self._turn.closable):
             self._close_turn()
 
     def _publish_status(self, status: str) -> None:
@@ -572,6 +675,8 @@ class ChatTail:
         key = (seen.retrying_at, seen.attempt)
         if key == self._retry:
             self._batch.replays += 1
+            if isinstance(self._live, EpisodeText):
+                self._tell(self._live.retry(seen.attempt, known=True))
             return
         self._retry = key
         delay = seen.raw.get("delay_ms")
@@ -587,7 +692,22 @@ class ChatTail:
                 data[name] = error[name]
         time = _before(seen.retrying_at, data["delay_ms"])
         self._emit("retry", "scheduled", data, event_id(self.chat, "retry", *key), time=time)
-        self._tell(self._live.retry())
+        self._tell(self._live.retry(seen.attempt))
+
+    def _take_action(self, calls: Sequence[JsonObject]) -> None:
+        key = tuple(sorted(str(call["tool_call_id"]) for call in calls))
+        if key == self._action:
+            self._batch.replays += 1
+            return
+        self._action = key
+        self._emit("action", "required", {"tool_calls": list(calls)}, event_id(self.chat, "action", *key))
+
+    def _late_action(self) -> None:
+        """Who joins a waiting chat is not told what it waits for, up to 2.34: the last message's unanswered calls."""
+        answered = self._turn.answered if self._turn is not None else frozenset[str]()
+        calls = [action_of(part) for part in self._asked_for if part["tool_call_id"] not in answered]
+        if calls:
+            self._take_action(calls)
 
     # --- REST answers -------------------------------------------------------------------------------------------------
 
@@ -632,6 +752,8 @@ class ChatTail:
     def _judge(self, chat: JsonObject, reason: str) -> None:
         """What the chat's own status and error say about the open turn."""
         status = str(chat.get("status"))
+        if status == "requires_action" and self._upstream_status == status:
+            self._late_action()  # the event may have been too long to be told
         if self._turn is None:
             return
         if not self._idle_seen:
@@ -672,6 +794,7 @@ class ChatTail:
     # --- turns --------------------------------------------------------------------------------------------------------
 
     def _open_turn(self, message: Message) -> None:
+        self._turn_revision = self._history_version
         self._turn = Turn(message.id)
         self._turn_id = message.id
         self._idle_seen = False

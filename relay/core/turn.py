@@ -67,6 +67,11 @@ class Turn:
         return frozenset().union(*(line.calls for line in self._lines.values()))
 
     @property
+    def answered(self) -> frozenset[str]:
+        """Ids of the tool calls whose results are among its messages."""
+        return frozenset[str]().union(*(line.results for line in self._lines.values()))
+
+    @property
     def ended_at(self) -> str:
         """`created_at` of its last message; empty when none was seen."""
         return self._lines[max(self._lines)].created_at if self._lines else ""
@@ -78,5 +83,4 @@ class Turn:
         if not self._lines:
             return False
         last = self._lines[max(self._lines)]
-        answered = frozenset[str]().union(*(line.results for line in self._lines.values()))
-        return last.role == "assistant" and last.usage is not None and self.calls <= answered
+        return last.role == "assistant" and last.usage is not None and self.calls <= self.answered

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from relay.core.tail import IDLE
 from tests.core.recorded_follower import Life, RecordedFollower
 from tests.core.recorded_server import RecordedServer
 from tests.core.recording import NEVER, Json, RecordedChat, load
@@ -25,14 +26,21 @@ class Followed:
     truth: Mapping[int, Json]
     life: Life
 
+    running: bool  # when the recording ended
+
     @property
     def prompts(self) -> set[int]:
         return {key for key, message in self.truth.items() if message["role"] == "user"}
 
+    @property
+    def ended(self) -> set[int]:
+        """The user messages whose turn had ended when the recording did."""
+        return self.prompts - {max(self.prompts, default=0)} if self.running else self.prompts
+
 
 def recordings() -> list[Path]:
     offered = [Path(name) for name in re.split("[:,]", os.environ.get("RELAY_TEST_CAPTURES", "")) if name]
-    places = [OURS / "d0", OURS / "d0b", *offered]
+    places = [*sorted(OURS.iterdir()), *offered]
     return [path for place in places for path in (sorted(place.glob("*.jsonl")) if place.is_dir() else [place])]
 
 
@@ -53,5 +61,5 @@ def followed(path: Path) -> list[Followed]:
             follower.live_through(connection)
         server = RecordedServer(chat)
         server.until(NEVER)
-        lives.append(Followed(chat, server.messages, follower.life))
+        lives.append(Followed(chat, server.messages, follower.life, server.chat["status"] not in IDLE))
     return lives

@@ -4,6 +4,7 @@ Path A brings stored facts in their order. Path B brings live parts in theirs. B
 for what a real server was seen to keep: a part comes at most one message too early or too late.
 """
 
+import random
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,6 +100,7 @@ class ChatServer:
         self.said: list[Said] = []
         self.wire: Wire | None = None
         self.stopping = False  # interrupted, and the partial message not yet saved
+        self.edited = False
         self._ids = iter(range(100, 100_000))
         self._queue_ids = iter(range(1, 100_000))
         self._words = iter(range(100_000))
@@ -132,12 +134,72 @@ class ChatServer:
             *([queue(*self.queue)] if self.queue else []),
         ]
 
+    def open(self, after_id: int, after_revision: int | None, chance: random.Random) -> list[Json]:
+        """The same; `after_revision` is ignored."""
+        return self.connect(after_id, ties_turned=chance.random() < 0.5)
+
     def disconnect(self) -> None:
         self.wire = None
 
     @property
     def nothing_on_the_way(self) -> bool:
         return self.wire is None or (not self.wire.facts and not self.wire.parts)
+
+    def ready(self, chance: random.Random) -> list[Json]:
+        """A frame of what can be sent on either path."""
+        assert self.wire is not None
+        frame: list[Json] = []
+        for _ in range(chance.randint(1, 8)):
+            paths = [self.wire.next_fact, self.wire.next_part]
+            if chance.random() < 0.5:
+                paths.reverse()
+            one = paths[0]() or paths[1]()
+            if one is not None:
+                frame.append(one)
+        return frame
+
+    def rest(self) -> list[Json]:
+        """The next event alone."""
+        assert self.wire is not None
+        one = self.wire.next_part() or self.wire.next_fact()
+        assert one is not None
+        return [one]
+
+    def lose_part(self) -> None:
+        """The next part vanishes without a sign."""
+        if self.wire is not None:
+            self.wire.lose_part()
+
+    def odds(self) -> dict[str, int]:
+        """What may happen, and how likely it is."""
+        running = self.status == "running"
+        return {
+            "prompt": 4 if not self.prompts else 2,
+            "unqueue": bool(self.queue),
+            "promote": bool(self.queue),
+            "edit": bool(self.prompts),
+            "start": 8 * (self.status == "pending"),
+            "speak": 8 * running,
+            "ask": 3 * running,
+            "finish_step": 6 * running,
+            "compact": running,
+            "try_again": running,
+            "fail": running,
+            "interrupt": running,
+            "stopped": 8 * self.stopping,
+            "go_down": running and self.wire is not None,
+            "lose_a_part": 2 * (self.wire is not None and bool(self.wire.parts)),
+        }
+
+    def come_to_rest(self) -> None:
+        """Work off all there is."""
+        while self.status not in IDLE or self.stopping:
+            if self.stopping:
+                self.stopped()
+            elif self.status == "pending":
+                self.start()
+            else:
+                self.finish_step()
 
     @property
     def prompts(self) -> list[int]:
@@ -170,6 +232,7 @@ class ChatServer:
     def edit(self, prompt: int, text: str, *, sent_again: int) -> None:
         """Everything from the prompt on goes. Streams get `sent_again` of the earlier messages, then the new one."""
         self._drop_run()
+        self.edited = True
         self.messages = {key: raw for key, raw in self.messages.items() if key < prompt}
         earlier = list(self.messages.values())
         self.queue = []

@@ -1,4 +1,4 @@
-"""What a server of the first dialect sends, in the fewest words: events, frames of them, REST bodies."""
+"""What a server sends, in the fewest words: events, frames of them, REST bodies."""
 
 import json
 from collections.abc import Sequence
@@ -87,8 +87,12 @@ def event(kind: str, **fields: object) -> Json:
     return {"type": kind, "chat_id": str(CHAT), **fields}
 
 
-def status(value: str) -> Json:
-    return event("status", status={"status": value})
+def status(value: str, revision: int | None = None) -> Json:
+    return event("status", status={"status": value} | ({} if revision is None else {"history_version": revision}))
+
+
+HISTORY_RESET = event("history_reset")
+PREVIEW_RESET = event("preview_reset")
 
 
 def msg(raw: Json) -> Json:
@@ -103,6 +107,27 @@ def live(*parts: Json) -> list[Json]:
         )
         for one in parts
     ]
+
+
+def numbered(episode: tuple[int, int], first: int, *parts: Json) -> list[Json]:
+    """Live parts of a server that numbers them: `episode` is (history version, attempt)."""
+    events = live(*parts)
+    for seq, one in enumerate(events, first):
+        body = one["message_part"]
+        body["history_version"], body["generation_attempt"] = episode
+        body["seq"] = seq
+    return events
+
+
+def words(episode: tuple[int, int], first: int, *pieces: str) -> list[Json]:
+    """Numbered text."""
+    return numbered(episode, first, *(part("text", piece) for piece in pieces))
+
+
+def action(*calls: str) -> Json:
+    """The chat waits for the client's results."""
+    asked = [{"tool_call_id": id_, "tool_name": "execute", "args": '{"x": 1}'} for id_ in calls]
+    return event("action_required", action_required={"tool_calls": asked})
 
 
 def text(*pieces: str) -> list[Json]:

@@ -49,6 +49,7 @@ class RecordedFollower:
         self.life = Life()
         self._reshape = reshape
         self._connections = 0
+        self.history_in_view = False  # when it joined
 
     def live_through(self, connection: Connection, *, stop: int | None = None) -> None:
         """From the first frame to the last, or to before frame `stop`."""
@@ -62,6 +63,7 @@ class RecordedFollower:
         moment = connection.frames[at - 1][0] if at else connection.opened
         self.server.until(moment)
         self.tail.connected(self.tail.after)
+        self.history_in_view = self.server.states_history
         snapshot = decode_frame(json.dumps(self.server.snapshot(self.tail.after)))
         self._feed(snapshot, moment, is_snapshot=True)
         self._settle(moment, self._silence_after(connection, at - 1))

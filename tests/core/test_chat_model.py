@@ -12,8 +12,9 @@ from relay.core.resume import ResumePoint
 from relay.core.tail import Batch, ChatTail, Reconcile
 from relay.core.transcript import differences
 from relay.core.turn import Turn
-from tests.core.chat_server import IDLE, ChatServer
-from tests.core.frames import AT, REF, Json, frame
+from tests.core.chat_server import ChatServer
+from tests.core.episode_server import EpisodeServer
+from tests.core.frames import AT, REF, frame
 from tests.core.laws import assert_copies_agree, assert_no_event_twice, assert_positions_grow, data_of, fold, turns
 from tests.core.recorded_follower import stored_and_loaded
 
@@ -23,9 +24,10 @@ TEXTS = ["do it", "again", "and this"]  # prompts that look the same are told ap
 class FollowedChat:
     """`events` is all that any life published and the broker confirmed."""
 
-    def __init__(self, *, lossy: bool) -> None:
+    def __init__(self, server: ChatServer | EpisodeServer, *, lossy: bool, upgrades: bool = False) -> None:
         self.lossy = lossy
-        self.server = ChatServer()
+        self.upgrades = upgrades
+        self.server = server
         self.events: list[Event] = []
         self.saved = [ResumePoint()]
         self.session = 0
@@ -39,10 +41,10 @@ class FollowedChat:
         self.wanted = None
         self.tail = ChatTail(REF, self.session, stored_and_loaded(self.saved[-1], clean=clean))
 
-    def open(self, *, ties_turned: bool = False) -> None:
+    def open(self, chance: random.Random) -> None:
         after = self.tail.after
         self.tail.connected(after)
-        self.keep(self.tail.feed(frame(self.server.connect(after, ties_turned=ties_turned)), AT))
+        self.keep(self.tail.feed(frame(self.server.open(after, self.tail.revision, chance)), AT))
 
     def keep(self, batch: Batch) -> None:
         self.events += batch.events
@@ -72,34 +74,21 @@ class FollowedChat:
 
     def possible(self) -> list[str]:
         """Names of methods, each as often as it is likely."""
-        server, wire = self.server, self.server.wire
-        running, prompts = server.status == "running", server.prompts
-        odds = {
-            "prompt": 4 if not prompts else 2,
-            "unqueue": bool(server.queue),
-            "promote": bool(server.queue),
-            "edit": bool(prompts),
-            "start": 8 * (server.status == "pending"),
-            "speak": 8 * running,
-            "ask": 3 * running,
-            "finish_step": 6 * running,
-            "compact": running,
-            "try_again": running,
-            "fail": running,
-            "interrupt": running,
-            "stopped": 8 * server.stopping,
-            "go_down": running and wire is not None,
+        server = self.server
+        odds = server.odds() | {
             "deliver": 24 * (self.listening and not server.nothing_on_the_way),
             "rest_answers": 8 * (self.wanted is not None),
             "silence": 8
             * (self.listening and self.tail.settling and not server.stopping and server.nothing_on_the_way),
             "look": self.listening and not server.stopping,
             "cut": self.listening,
-            "connect": 8 * (wire is None),
+            "connect": 8 * (server.wire is None),
             "restart": self.wanted is None,
             "crash": 1,
-            "lose_a_part": 2 * (self.lossy and wire is not None and bool(wire.parts)),
+            "upgrade": self.upgrades and isinstance(server, ChatServer) and not server.stopping,
         }
+        if not self.lossy:
+            del odds["lose_a_part"]
         return [name for name, weight in odds.items() for _ in range(weight)]
 
     def happen(self, chance: random.Random) -> None:
@@ -141,23 +130,21 @@ class FollowedChat:
         self.close()
 
     def deliver(self, chance: random.Random) -> None:
-        """A frame of what is ready on either path; now and then its last fact once more."""
-        wire = self.server.wire
-        assert wire is not None
-        ready: list[Json] = []
-        for _ in range(chance.randint(1, 8)):
-            paths = [wire.next_fact, wire.next_part]
-            if chance.random() < 0.5:
-                paths.reverse()
-            one = paths[0]() or paths[1]()
-            if one is not None:
-                ready.append(one)
+        """The next frame; now and then its last fact once more."""
+        ready = self.server.ready(chance)
         if not ready:
             return
         self.keep(self.tail.feed(frame(ready), AT))
         facts = [one for one in ready if one["type"] in ("message", "queue_update")]
-        if facts and self.listening and chance.randint(0, 9) == 9:
+        once_more = facts and self.listening and isinstance(self.server, ChatServer)
+        if once_more and chance.randint(0, 9) == 9:
             self.keep(self.tail.feed(frame(facts[-1]), AT))
+
+    def upgrade(self, chance: random.Random) -> None:
+        """A new server takes over the database."""
+        assert isinstance(self.server, ChatServer)
+        self.close()
+        self.server = EpisodeServer(revisions=chance.random() < 0.5, old=self.server)
 
     def rest_answers(self, _: random.Random) -> None:
         self.answer()
@@ -172,7 +159,7 @@ class FollowedChat:
         self.close()
 
     def connect(self, chance: random.Random) -> None:
-        self.open(ties_turned=chance.random() < 0.5)
+        self.open(chance)
 
     def restart(self, _: random.Random) -> None:
         clean = self.tail.commit().point.clean
@@ -187,13 +174,12 @@ class FollowedChat:
         self.begin(clean=False)
 
     def lose_a_part(self, _: random.Random) -> None:
-        assert self.server.wire is not None
-        self.server.wire.lose_part()
+        self.server.lose_part()
 
     # --- what must hold -----------------------------------------------------------------------------------------------
 
     def live_text_is_honest(self) -> None:
-        if self.lossy:
+        if self.lossy and isinstance(self.server, ChatServer):
             return
         starts = {said.text.split(" ", 1)[0]: said.text for said in self.server.said if said.text}
         told: dict[tuple[int, int], str] = {}
@@ -227,24 +213,17 @@ class FollowedChat:
 
     def come_to_rest(self) -> None:
         """The server works off what there is; the follower hears all of it."""
-        while self.server.status not in IDLE or self.server.stopping:
-            if self.server.stopping:
-                self.server.stopped()
-            elif self.server.status == "pending":
-                self.server.start()
-            else:
-                self.server.finish_step()
+        self.server.come_to_rest()
+        sober = random.Random(0)
         if self.server.wire is None:
-            self.open()
+            self.open(sober)
         for _ in range(1000):
             if self.wanted is not None:
                 self.answer()
             elif self.server.wire is None:
-                self.open()
+                self.open(sober)
             elif not self.server.nothing_on_the_way:
-                one = self.server.wire.next_part() or self.server.wire.next_fact()
-                assert one is not None
-                self.keep(self.tail.feed(frame(one), AT))
+                self.keep(self.tail.feed(frame(self.server.rest()), AT))
             elif self.tail.settling:
                 self.keep(self.tail.settled(AT))
             else:
@@ -274,12 +253,27 @@ class FollowedChat:
         assert last["status"]["status"] == self.server.status
 
 
-@settings(max_examples=150, suppress_health_check=list(HealthCheck))
-@given(st.integers(0, 80), st.booleans(), st.randoms(use_true_random=False))
-def test_whatever_happens_the_events_tell_it(steps: int, lossy: bool, chance: random.Random) -> None:
-    chat = FollowedChat(lossy=lossy)
+def live_through(chat: FollowedChat, steps: int, chance: random.Random) -> None:
     for _ in range(steps):
         chat.happen(chance)
         chat.live_text_is_honest()
     chat.all_is_well()
     chat.live_text_is_honest()
+
+
+@settings(max_examples=120, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, 80), st.booleans(), st.randoms(use_true_random=False))
+def test_whatever_happens_the_events_tell_it(steps: int, lossy: bool, chance: random.Random) -> None:
+    live_through(FollowedChat(ChatServer(), lossy=lossy), steps, chance)
+
+
+@settings(max_examples=120, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, 80), st.booleans(), st.booleans(), st.randoms(use_true_random=False))
+def test_the_same_from_servers_with_episodes(steps: int, lossy: bool, revisions: bool, chance: random.Random) -> None:
+    live_through(FollowedChat(EpisodeServer(revisions=revisions), lossy=lossy), steps, chance)
+
+
+@settings(max_examples=80, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, 80), st.randoms(use_true_random=False))
+def test_a_server_that_is_upgraded_changes_nothing(steps: int, chance: random.Random) -> None:
+    live_through(FollowedChat(ChatServer(), lossy=False, upgrades=True), steps, chance)

@@ -156,7 +156,7 @@ def test_one_bad_event_spoils_its_frame() -> None:
 
 
 def test_an_unknown_event_type_is_named() -> None:
-    assert decode_frame(one({"type": "preview_reset", "x": 1})).events == (UnknownSeen("preview_reset"),)
+    assert decode_frame(one({"type": "mood_change", "x": 1})).events == (UnknownSeen("mood_change"),)
 
 
 def test_a_number_too_large_for_a_float_stays_what_it_was() -> None:

@@ -30,7 +30,14 @@ def test_the_same_chat_is_no_change() -> None:
 
 def test_what_other_events_tell_is_passed_over() -> None:
     moving = ("status", "last_error", "updated_at", "has_unread", "last_turn_summary", "queued_for_capacity")
-    assert change({**CHAT, **dict.fromkeys(moving, "new")}, created()) is None
+    assert change({**CHAT, **dict.fromkeys(moving, "new"), "children": [CHAT]}, created()) is None
+
+
+def test_a_field_that_says_nothing_is_as_good_as_none() -> None:
+    """A newer server has more fields: with the upgrade not every chat has changed."""
+    empty: dict[str, object] = {"summary": None, "shared": False, "pin_order": 0, "files": [], "build_id": "", "context": {}}
+    assert change({**CHAT, **empty}, created()) is None
+    assert change({**CHAT, "summary": "about ducks"}, created()) is not None
 
 
 def test_archived_wins_over_what_else_changed() -> None:

@@ -81,8 +81,8 @@ def test_unknown_fields_of_a_message_are_kept() -> None:
 
 def test_an_unknown_event_type_is_counted_and_passed_over() -> None:
     tail = answered_chat()
-    assert tail.feed(event("action_required"), event("preview_reset")) == []
-    assert tail.batch.unknown == ["action_required", "preview_reset"]
+    assert tail.feed(event("mood_change"), event("weather", weather={})) == []
+    assert tail.batch.unknown == ["mood_change", "weather"]
 
 
 def test_a_role_we_do_not_know_passes_through() -> None:

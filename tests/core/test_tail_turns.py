@@ -666,7 +666,7 @@ def test_what_moves_with_every_turn_is_no_change_of_the_chat() -> None:
 def test_changes_name_their_fields() -> None:
     tail = Tail()
     discover(tail)
-    batch = tail.tail.discovered({**CHAT, "title": "two", "labels": {}}, AT)
+    batch = tail.tail.discovered({**CHAT, "title": "two", "labels": {"a": "b"}}, AT)
     assert told(batch.events) == ["lifecycle updated"]
     assert data_of(batch.events[0])["changed"] == ["labels", "title"]
 
