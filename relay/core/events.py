@@ -205,16 +205,16 @@ class Evidence(TypedDict):
 
     charges: int
     last_message_ids: list[int]
-    prices: list[dict[str, str]]
+    prices: list[dict[str, str]]  # of unpriced the model that has none
 
 
 class LimitData(TypedDict):
-    """Spend of a scope met a limit in a period."""
+    """Spend of a scope met a limit in a period, or (unpriced) cannot be counted whole against it."""
 
     policy: str
     scope: Scope
     period: PeriodData
-    percent: int  # the level that was reached
+    percent: int  # the level that was reached; of unpriced how much the priced charges make
     spend_micros: int
     limit_micros: int
     evidence: Evidence

@@ -17,28 +17,11 @@ wants a REST read (`Reconcile`) and everything behind the doubtful event waits f
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import Literal, cast
-from uuid import UUID
+from datetime import datetime
+from typing import cast
 
 from relay.core.episodes import EpisodeText
-from relay.core.events import (
-    PREVIEW_DETAILS,
-    ChatErrorData,
-    ChatRef,
-    Data,
-    ErrorData,
-    Event,
-    HistoryData,
-    JsonObject,
-    Origin,
-    RetryData,
-    StatusData,
-    TurnData,
-    event_id,
-    to_utc,
-    utc,
-)
+from relay.core.events import ChatErrorData, ChatRef, Event, JsonObject, Origin
 from relay.core.frames import (
     ActionSeen,
     ErrorSeen,
@@ -58,15 +41,14 @@ from relay.core.frames import (
     has_episodes,
 )
 from relay.core.history import History, lowest_above
-from relay.core.lifecycle import lifecycle_change
-from relay.core.preview import LiveText, Reset, Told
+from relay.core.preview import LiveText
 from relay.core.prompts import PromptQueue
 from relay.core.resume import Commit, ResumePoint
+from relay.core.telling import HistoryReason, Outcome, StreamReason, Telling
 from relay.core.turn import Turn
 
 IDLE = frozenset({"waiting", "error", "completed", "paused"})
 SNAPSHOT_FRAME = 256  # a snapshot is cut into frames of so many events; the first shorter one ends it
-HistoryReason = Literal["edit", "reconcile", "restart"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +92,8 @@ class ChatTail:
     def __init__(self, chat: ChatRef, session: int, resume: ResumePoint) -> None:
         self.chat = chat
         self.session = session
-        self._position = 0
+        self._telling = Telling(chat, session, resume)
         self._connection = 0
-        self._error_connection = -1  # the last one whose failure was told
         self._asked = 0  # the after_id of this connection
         self._snapshot: list[Seen] | None = None  # collected until complete; None once it is
         self._unproved: list[Seen] | None = None  # a whole snapshot that waits for a REST answer
@@ -121,8 +102,6 @@ class ChatTail:
         self._listing: dict[int, Message] | None = None  # the whole history, while it is being told
         self._waited_for = 0  # the message that the last answer was wanted for
         self._batch = Batch()
-        self._at = datetime.fromtimestamp(0, UTC)
-        self._origin = Origin.SNAPSHOT
         self._wanted: Reconcile | None = None
         self._live: LiveText | EpisodeText = LiveText()
         self._early: list[PartSeen] = []  # parts before `running`
@@ -136,26 +115,16 @@ class ChatTail:
         self._newest_text: str | None = None  # of the newest assistant message seen
         self._error = resume.error
         self._failed = resume.idle_seen and resume.status == "error"
-        self._error_turn = resume.error_turn
-        self._status = resume.status
-        self._status_key = resume.status_key
-        self._status_counts = dict(resume.status_counts)
-        self._status_told = False  # in this session
         self._upstream_status: str | None = None  # last one observed on this connection
         self._queue = PromptQueue(resume.queue, resume.queue_max, resume.left)
         self._armed = False  # a live prompt came while the queue was empty: an empty queue_update now means an edit
-        self._action = resume.action
         self._asked_for: list[JsonObject] = []  # calls of the newest assistant message
         self._history_version: int | None = resume.revision if resume.open is None else None
         self._turn_revision = resume.revision
-        self._retry = resume.retry
         self._doubt = resume.doubt
         self._floor = resume.after if resume.doubt is not None else None  # of the cursor, while in doubt
         self._statement_due = not resume.clean
         self._queue_due = not resume.clean  # after a crash consumers may hold a queue that was not saved
-        self._lifecycle = resume.lifecycle
-        self._lifecycle_count = resume.lifecycle_count
-        self._archived = resume.archived
 
     # --- what the follower asks ---------------------------------------------------------------------------------------
 
@@ -218,7 +187,7 @@ class ChatTail:
         self._history.forget_reads()
         self._snapshot = []
         self._episodes = None
-        self._origin = Origin.SNAPSHOT
+        self._telling.origin = Origin.SNAPSHOT
         if self._turn is not None and self._turn.id <= after_id:
             self._streamed = self._turn.id  # it will not be shown again
 
@@ -235,7 +204,7 @@ class ChatTail:
 
     def feed(self, frame: Frame, at: datetime) -> Batch:
         """One frame, received at `at`."""
-        self._at = at
+        self._telling.at = at
         if frame.refused is not None:
             return self._refused(frame.refused)
         if frame.events and not self._episodes:
@@ -260,7 +229,7 @@ class ChatTail:
         before = isinstance(self._live, EpisodeText)
         self._episodes = has_episodes(events, first_of_connection=self._episodes is None)
         if self._episodes != before:
-            self._tell(self._live.abandoned())
+            self._telling.previews(self._live.abandoned())
             self._live = (EpisodeText if self._episodes else LiveText)(self._live.next_step)
 
     def _complete_snapshot(self) -> Batch:
@@ -294,7 +263,7 @@ class ChatTail:
         at: datetime,
     ) -> Batch:
         """The REST read that `wants` asked for. `messages` newest first; `complete`: there are none below the last."""
-        self._at = at
+        self._telling.at = at
         wanted, self._wanted = self._wanted or Reconcile("unasked", self.after), None
         page = sorted((Message(raw) for raw in messages), key=lambda message: message.id)
         in_sight = complete or not self._history.known or any(message.id in self._history for message in page)
@@ -304,13 +273,13 @@ class ChatTail:
             return self._out()
         self._doubt = self._floor = None
         self._armed = False  # the read is later than the prompt, and knows whether it was an edit
-        origin, self._origin = self._origin, Origin.RECONCILE
+        origin, self._telling.origin = self._telling.origin, Origin.RECONCILE
         missed = self._adopt(page, complete=complete)
         # The last message of a run that is over may be on its way, or (up to 2.34) never be told by the stream.
         over = wanted.reason == "settle" and chat.get("status") in IDLE
         if missed and not over and self._unproved is None and (wanted.reason == "timer" or self._turn is not None):
             self._batch.reconnect = "stale"  # the stream should have told it, or its live parts are behind
-        self._origin = origin
+        self._telling.origin = origin
         if self._unproved is not None:
             collected, self._unproved = self._unproved, None
             shown = max((message.id for message in _messages(collected)), default=0)
@@ -319,14 +288,14 @@ class ChatTail:
                 collected = [seen for seen in collected if not isinstance(seen, PartSeen)]
                 self._batch.reconnect = "stale"
             self._take_snapshot(collected, decided=True)
-        self._origin = Origin.RECONCILE
+        self._telling.origin = Origin.RECONCILE
         self._judge(chat, wanted.reason)
-        self._origin = Origin.LIVE
+        self._telling.origin = Origin.LIVE
         return self._drain()
 
     def settled(self, at: datetime) -> Batch:
         """No frame came for the settle time while `settling`: end the snapshot, or read what the turn came to."""
-        self._at = at
+        self._telling.at = at
         if self._snapshot:
             return self._complete_snapshot()
         self._want("settle")
@@ -334,43 +303,31 @@ class ChatTail:
 
     def recheck(self, at: datetime, reason: str = "timer") -> Batch:
         """Compare with REST, for no other reason than that time went by, or that the follower lost something."""
-        self._at = at
+        self._telling.at = at
         self._want(reason)
         return self._out()
 
-    def stream_error(self, message: str, reason: Literal["bad_frame", "snapshot_failed"], at: datetime) -> Batch:
+    def stream_error(self, message: str, reason: StreamReason, at: datetime) -> Batch:
         """The follower could not use the stream: tell it, and doubt what may have been in it."""
-        self._at = at
+        self._telling.at = at
         self._stream_error({"message": message}, reason)
         return self._out()
 
     def discovered(self, chat: JsonObject, at: datetime) -> Batch:
         """The chat as REST gives it now: tell what changed since the last lifecycle event."""
-        self._at = at
-        change = lifecycle_change(chat, self._lifecycle, was_archived=self._archived)
-        if change is not None:
-            self._emit(
-                "lifecycle",
-                change.event,
-                {"chat": chat, "changed": change.changed},
-                event_id(self.chat, "lifecycle", change.event, change.digest, self._lifecycle_count),
-                origin=Origin.RECONCILE,
-            )
-            self._lifecycle, self._archived = change.fields, change.archived
-            self._lifecycle_count += 1
+        self._telling.at = at
+        self._telling.lifecycle_of(chat)
         return self._out()
 
     def gone(self, chat: JsonObject, at: datetime) -> Batch:
         """Upstream says the chat does not exist any more."""
-        self._at = at
-        key = event_id(self.chat, "lifecycle", "gone", "", self._lifecycle_count)
-        self._lifecycle_count += 1
-        self._emit("lifecycle", "gone", {"chat": chat, "changed": []}, key, origin=Origin.RECONCILE)
+        self._telling.at = at
+        self._telling.gone(chat)
         return self._out()
 
     def commit(self) -> Commit:
         """Call only after the broker confirmed every event handed out so far."""
-        known = frozenset(self._history.known)
+        known, told = frozenset(self._history.known), self._telling
         point = ResumePoint(
             known=known,
             after=self.after,
@@ -379,19 +336,19 @@ class ChatTail:
             open=self._turn.id if self._turn else None,
             idle_seen=self._idle_seen,
             error=self._error,
-            error_turn=self._error_turn,
-            status=self._status,
-            status_key=self._status_key,
-            status_counts=dict(self._status_counts),
+            error_turn=told.error_turn,
+            status=told.status,
+            status_key=told.status_key,
+            status_counts=dict(told.status_counts),
             queue=self._queue.entries,
             queue_max=self._queue.highest,
             left=self._queue.left,
-            action=self._action,
-            retry=self._retry,
+            action=told.action_calls,
+            retry=told.retry_key,
             doubt=self._doubt or ("prompt" if self._armed else None),
-            lifecycle=self._lifecycle,
-            lifecycle_count=self._lifecycle_count,
-            archived=self._archived,
+            lifecycle=told.lifecycle,
+            lifecycle_count=told.lifecycle_count,
+            archived=told.archived,
             clean=self.stated,
         )
         return Commit(point, known - self._saved, self._saved - known)
@@ -439,7 +396,7 @@ class ChatTail:
         self._take_snapshot_parts(parts)
         if self._upstream_status == "requires_action":
             self._late_action()
-        self._origin = Origin.LIVE
+        self._telling.origin = Origin.LIVE
         if self._doubt is not None:
             self._want(self._doubt)
 
@@ -456,12 +413,12 @@ class ChatTail:
     def _take_snapshot_parts(self, parts: list[PartSeen]) -> None:
         if isinstance(self._live, EpisodeText):
             for seen in parts:
-                self._tell(self._live.part(seen))
+                self._telling.previews(self._live.part(seen))
             return
         if not parts or self._upstream_status in IDLE or self._upstream_status == "pending":
             return  # of a run that is over: the messages tell it better
         stored = self._turn.calls if self._turn else frozenset[str]()
-        self._tell(self._live.snapshot(parts, stored_calls=stored, newest_text=self._newest_text))
+        self._telling.previews(self._live.snapshot(parts, stored_calls=stored, newest_text=self._newest_text))
 
     # --- live events --------------------------------------------------------------------------------------------------
 
@@ -504,7 +461,7 @@ class ChatTail:
             case RetrySeen():
                 self._take_retry(seen)
             case ActionSeen(calls):
-                self._take_action(calls)
+                self._batch.replays += not self._telling.action(calls)
             case HistoryResetSeen():
                 self._listing = {}
             case PreviewResetSeen():
@@ -558,16 +515,10 @@ class ChatTail:
         if self._turn is not None:
             self._turn.add(message)
         if message.role == "assistant":
-            self._tell(self._live.stored(message))
+            self._telling.previews(self._live.stored(message))
             self._armed = False
         self._note_text(message)
-        self._emit(
-            "message",
-            message.role,
-            {"message": message.raw, "text": message.text},
-            event_id(self.chat, "message", message.id),
-            time=to_utc(message.created_at),
-        )
+        self._telling.message(message)
 
     def _note_text(self, message: Message) -> None:
         if message.role == "assistant" and not message.compaction:
@@ -576,26 +527,25 @@ class ChatTail:
 
     def _take_part(self, seen: PartSeen) -> None:
         if isinstance(self._live, EpisodeText):
-            self._tell(self._live.part(seen))
+            self._telling.previews(self._live.part(seen))
             if self._live.broken:
                 self._batch.reconnect = "gap"
         elif self._upstream_status in IDLE or self._upstream_status == "pending":
             # A few come just before `running`; those of a run that is over are discarded with it.
             self._early.append(seen)
         else:
-            self._tell(self._live.part(seen))
+            self._telling.previews(self._live.part(seen))
 
     def _take_status(self, status: str) -> None:
         self._upstream_status = status
-        if status != self._status or not self._status_told:
-            self._publish_status(status)
+        self._telling.new_status(status, self._turn_id or 0, self._error)
         if status not in IDLE:
             self._idle_seen = False
             if status != "pending":
                 self._failed, self._error = False, None  # it was of the turn before, told late
                 early, self._early = self._early, []
                 for seen in early:
-                    self._tell(self._live.part(seen))
+                    self._telling.previews(self._live.part(seen))
             return
         self._early.clear()
         if self._turn is None or self._streamed != self._turn.id:
@@ -606,21 +556,6 @@ class ChatTail:
         # From 2.35 on the frame holds all that belongs to the status, some of it behind it.
         if not self._episodes and (self._error is not None if status == "error" else self._turn.closable):
             self._close_turn()
-
-    def _publish_status(self, status: str) -> None:
-        turn = self._turn_id or 0
-        # The first status of a session that is the last one told goes out again, with its old id.
-        if status != self._status or self._status_told:
-            occurrence = self._status_counts.get(status, 0) + 1
-            self._status_counts[status] = occurrence
-            self._status_key = (turn, status, occurrence)
-        data: StatusData = {"status": status, "previous": self._status}
-        if status != "error":
-            data["last_error"] = None
-        elif self._error is not None:
-            data["last_error"] = self._error
-        self._status, self._status_told = status, True
-        self._emit("status", status, data, event_id(self.chat, "status", *self._status_key))
 
     def _take_queue_update(self, entries: list[JsonObject]) -> None:
         edit = self._armed and not entries and not self._queue
@@ -633,12 +568,7 @@ class ChatTail:
     def _take_queue(self, entries: Sequence[JsonObject], *, anyway: bool = False) -> None:
         if not self._queue.replace(entries) and not anyway:
             return
-        self._emit(
-            "queue",
-            "updated",
-            {"queued_messages": list(entries)},
-            event_id(self.chat, "queue", self._queue.highest, self._queue.digest),
-        )
+        self._telling.queue(self._queue, entries)
 
     def _take_error(self, error: ChatErrorData) -> None:
         if error["message"] == "dropped messages":
@@ -648,66 +578,31 @@ class ChatTail:
         else:
             if self._streamed == self._turn_id:
                 self._error = error
-            self._publish_turn_error(error, self._streamed or 0)
+            self._telling.turn_error(error, self._streamed or 0)
 
-    def _publish_turn_error(self, error: ChatErrorData, turn: int) -> None:
-        if self._error_turn == turn:
-            return
-        self._error_turn = turn
-        data: ErrorData = {**error, "reason": "turn"}
-        self._emit("error", "turn", data, event_id(self.chat, "error", turn))
-
-    def _stream_error(
-        self, error: ChatErrorData, reason: Literal["dropped_messages", "snapshot_failed", "bad_frame"]
-    ) -> None:
+    def _stream_error(self, error: ChatErrorData, reason: StreamReason) -> None:
         self._doubts(reason)
         self._batch.reconnect = reason
-        if self._error_connection != self._connection:
-            self._error_connection = self._connection  # one is enough to tell that a connection is of no use
-            data: ErrorData = {**error, "reason": reason}
-            self._emit("error", "stream", data, event_id(self.chat, "stream-error", self.session, self._connection))
+        self._telling.stream_error(error, reason, self._connection)
 
     def _refused(self, error: ChatErrorData) -> Batch:
         self._stream_error(error, "snapshot_failed")
         return self._out()
 
     def _take_retry(self, seen: RetrySeen) -> None:
-        key = (seen.retrying_at, seen.attempt)
-        if key == self._retry:
-            self._batch.replays += 1
-            if isinstance(self._live, EpisodeText):
-                self._tell(self._live.retry(seen.attempt, known=True))
+        if self._telling.retry(seen):
+            self._telling.previews(self._live.retry(seen.attempt))
             return
-        self._retry = key
-        delay = seen.raw.get("delay_ms")
-        data: RetryData = {
-            "attempt": seen.attempt,
-            "delay_ms": delay if type(delay) is int else 0,
-            "error": str(seen.raw.get("error", "")),
-            "retrying_at": seen.retrying_at,
-        }
-        error = error_data(seen.raw)
-        for name in ("kind", "provider", "status_code"):
-            if name in error:
-                data[name] = error[name]
-        time = _before(seen.retrying_at, data["delay_ms"])
-        self._emit("retry", "scheduled", data, event_id(self.chat, "retry", *key), time=time)
-        self._tell(self._live.retry(seen.attempt))
-
-    def _take_action(self, calls: Sequence[JsonObject]) -> None:
-        key = tuple(sorted(str(call["tool_call_id"]) for call in calls))
-        if key == self._action:
-            self._batch.replays += 1
-            return
-        self._action = key
-        self._emit("action", "required", {"tool_calls": list(calls)}, event_id(self.chat, "action", *key))
+        self._batch.replays += 1
+        if isinstance(self._live, EpisodeText):
+            self._telling.previews(self._live.retry(seen.attempt, known=True))
 
     def _late_action(self) -> None:
         """Who joins a waiting chat is not told what it waits for, up to 2.34: the last message's unanswered calls."""
         answered = self._turn.answered if self._turn is not None else frozenset[str]()
         calls = [action_of(part) for part in self._asked_for if part["tool_call_id"] not in answered]
         if calls:
-            self._take_action(calls)
+            self._telling.action(calls)
 
     # --- REST answers -------------------------------------------------------------------------------------------------
 
@@ -747,7 +642,7 @@ class ChatTail:
         for message in page:
             if message.id < following:
                 turn.add(message)
-        self._publish_turn(turn, "completed" if turn.closable else "interrupted")
+        self._telling.turn(turn, "completed" if turn.closable else "interrupted", None)
 
     def _judge(self, chat: JsonObject, reason: str) -> None:
         """What the chat's own status and error say about the open turn."""
@@ -772,7 +667,7 @@ class ChatTail:
             last_error = chat.get("last_error")
             if last_error and self._error is None:
                 self._error = error_data(last_error)
-                self._publish_turn_error(self._error, self._turn.id)
+                self._telling.turn_error(self._error, self._turn.id)
         self._close_turn()
 
     def _remove(self, gone: set[int], surviving: set[int], reason: HistoryReason) -> None:
@@ -782,14 +677,12 @@ class ChatTail:
             # Edited away before it ended: no `chat.turn` for it.
             self._turn = None
             self._error, self._failed = None, False
-            self._tell(self._live.superseded())
+            self._telling.previews(self._live.superseded())
         self._statement(surviving, gone, "restart" if self._statement_due else reason)
 
     def _statement(self, ids: set[int], gone: set[int], reason: HistoryReason) -> None:
-        source: tuple[object, ...] = ("session", self.session) if self._statement_due else (lowest_above(ids, gone),)
-        data: HistoryData = {"message_ids": sorted(ids), "removed_ids": sorted(gone), "reason": reason}
+        self._telling.history(ids, gone, reason, after_crash=self._statement_due)
         self._statement_due = False
-        self._emit("history", "replaced", data, event_id(self.chat, "history", *source))
 
     # --- turns --------------------------------------------------------------------------------------------------------
 
@@ -799,30 +692,19 @@ class ChatTail:
         self._turn_id = message.id
         self._idle_seen = False
         self._error, self._failed = None, False
-        self._status_counts.clear()
+        self._telling.turn_began()
         self._early.clear()
 
     def _close_turn(self) -> None:
         turn, self._turn = cast(Turn, self._turn), None
-        self._tell(self._live.superseded())
-        outcome: Literal["completed", "interrupted", "failed"] = "interrupted"
+        self._telling.previews(self._live.superseded())
+        outcome: Outcome = "interrupted"
         if self._failed:
             outcome = "failed"
         elif turn.closable:
             outcome = "completed"
         self._idle_seen = False
-        self._publish_turn(turn, outcome)
-
-    def _publish_turn(self, turn: Turn, outcome: Literal["completed", "interrupted", "failed"]) -> None:
-        data: TurnData = {
-            "outcome": outcome,
-            "message_ids": turn.message_ids,
-            "steps": turn.steps,
-            "usage": turn.usage,
-        }
-        if outcome == "failed" and self._error is not None:
-            data["error"] = self._error
-        self._emit("turn", outcome, data, event_id(self.chat, "turn", turn.id), time=to_utc(turn.ended_at))
+        self._telling.turn(turn, outcome, self._error)
 
     # --- output -------------------------------------------------------------------------------------------------------
 
@@ -835,45 +717,10 @@ class ChatTail:
         if self._wanted is None:
             self._wanted = Reconcile(reason, self.after if down_to is None else down_to)
 
-    def _tell(self, told: Iterable[Told]) -> None:
-        for item in told:
-            if isinstance(item, Reset):
-                self._batch.gaps += item.reason == "gap"
-                self._emit("preview", "reset", {"step": item.step, "reason": item.reason}, None)
-                continue
-            kind = str(item.part.get("type"))
-            detail = kind if kind in PREVIEW_DETAILS else "other"
-            data: Data = {"step": item.step, "role": item.role, "part": item.part, "offset": item.offset}
-            self._emit("preview", detail, data, None)
-
-    def _emit(
-        self,
-        event: str,
-        detail: str,
-        data: Data,
-        key: UUID | None,
-        *,
-        time: str | None = None,
-        origin: Origin | None = None,
-    ) -> None:
-        self._position += 1
-        self._batch.events.append(
-            Event(
-                id=key or event_id(self.chat, "preview", self.session, self._position),
-                family="chat",
-                event=event,
-                detail=detail,
-                chat=self.chat,
-                data=data,
-                time=time or utc(self._at),
-                origin=origin or self._origin,
-                session=self.session,
-                position=self._position,
-            )
-        )
-
     def _out(self) -> Batch:
         batch, self._batch = self._batch, Batch()
+        batch.events = self._telling.take()
+        batch.gaps, self._telling.gaps = self._telling.gaps, 0
         batch.wants = self._wanted
         batch.ended, self._live.ended = self._live.ended, []
         return batch
@@ -885,14 +732,3 @@ def _messages(events: Iterable[Seen]) -> list[Message]:
 
 def _is_failed(error: ChatErrorData) -> bool:
     return error["message"] == "failed to load initial snapshot"
-
-
-def _before(stamp: str, milliseconds: int) -> str | None:
-    """A time stamp less a delay; None where there is no such time, as before Go's zero time."""
-    later = to_utc(stamp)
-    if later is None:
-        return None
-    try:
-        return utc(datetime.fromisoformat(later) - timedelta(milliseconds=milliseconds))
-    except OverflowError:
-        return None

@@ -1,0 +1,239 @@
+"""The events of one follower: their order, their ids, and what was told before.
+
+An id says what a fact is, never who tells it or when: a follower that tells a fact again after a restart gives it the
+id that it had. Facts that upstream repeats (a retry, an error, an action) are told once.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+from uuid import UUID
+
+from relay.core.events import (
+    PREVIEW_DETAILS,
+    ChatErrorData,
+    ChatRef,
+    Data,
+    ErrorData,
+    Event,
+    HistoryData,
+    JsonObject,
+    Origin,
+    RetryData,
+    StatusData,
+    TurnData,
+    event_id,
+    to_utc,
+    utc,
+)
+from relay.core.frames import Message, RetrySeen, error_data
+from relay.core.history import lowest_above
+from relay.core.lifecycle import lifecycle_change
+from relay.core.preview import Reset, Told
+from relay.core.prompts import PromptQueue
+from relay.core.resume import ResumePoint
+from relay.core.turn import Turn
+
+HistoryReason = Literal["edit", "reconcile", "restart"]
+Outcome = Literal["completed", "interrupted", "failed"]
+StreamReason = Literal["dropped_messages", "snapshot_failed", "bad_frame"]
+
+
+class Telling:
+    """Makes the events. `take` hands out those made since it was called last."""
+
+    def __init__(self, chat: ChatRef, session: int, resume: ResumePoint) -> None:
+        self.chat = chat
+        self.session = session
+        self.at = datetime.fromtimestamp(0, UTC)  # of the input that is being worked off
+        self.origin = Origin.SNAPSHOT
+        self.gaps = 0  # steps taken back since the last `take`: upstream lost or changed live parts
+        self._events: list[Event] = []
+        self._position = 0
+        self.status = resume.status  # last one told
+        self.status_key = resume.status_key
+        self.status_counts = dict(resume.status_counts)
+        self._status_told = False  # in this session
+        self.error_turn = resume.error_turn
+        self._error_connection = -1  # the last one whose failure was told
+        self.action_calls = resume.action
+        self.retry_key = resume.retry
+        self.lifecycle = resume.lifecycle
+        self.lifecycle_count = resume.lifecycle_count
+        self.archived = resume.archived
+
+    def take(self) -> list[Event]:
+        """In the order in which they must go out."""
+        events, self._events = self._events, []
+        return events
+
+    # --- messages and history -----------------------------------------------------------------------------------------
+
+    def message(self, message: Message) -> None:
+        """A durable message exists."""
+        data: Data = {"message": message.raw, "text": message.text}
+        key = event_id(self.chat, "message", message.id)
+        self._emit("message", message.role, data, key, time=to_utc(message.created_at))
+
+    def history(
+        self, ids: Collection[int], gone: Collection[int], reason: HistoryReason, *, after_crash: bool = False
+    ) -> None:
+        """All of history is `ids` now. After a crash the statement is the session's own, whatever it says."""
+        source: tuple[object, ...] = ("session", self.session) if after_crash else (lowest_above(ids, gone),)
+        data: HistoryData = {"message_ids": sorted(ids), "removed_ids": sorted(gone), "reason": reason}
+        self._emit("history", "replaced", data, event_id(self.chat, "history", *source))
+
+    def turn(self, turn: Turn, outcome: Outcome, error: ChatErrorData | None) -> None:
+        """A turn ended. `error`: of a failed one, where it is known."""
+        data: TurnData = {
+            "outcome": outcome,
+            "message_ids": turn.message_ids,
+            "steps": turn.steps,
+            "usage": turn.usage,
+        }
+        if outcome == "failed" and error is not None:
+            data["error"] = error
+        self._emit("turn", outcome, data, event_id(self.chat, "turn", turn.id), time=to_utc(turn.ended_at))
+
+    # --- state --------------------------------------------------------------------------------------------------------
+
+    def turn_began(self) -> None:
+        """Statuses are counted from here on."""
+        self.status_counts.clear()
+
+    def new_status(self, status: str, turn: int, error: ChatErrorData | None) -> None:
+        """A status; nothing when it is the last one told, but for the first of a session: it has its old id."""
+        if status == self.status and self._status_told:
+            return
+        if status != self.status or self._status_told:
+            occurrence = self.status_counts.get(status, 0) + 1
+            self.status_counts[status] = occurrence
+            self.status_key = (turn, status, occurrence)
+        data: StatusData = {"status": status, "previous": self.status}
+        if status != "error":
+            data["last_error"] = None
+        elif error is not None:
+            data["last_error"] = error
+        self.status, self._status_told = status, True
+        self._emit("status", status, data, event_id(self.chat, "status", *self.status_key))
+
+    def queue(self, queue: PromptQueue, entries: Sequence[JsonObject]) -> None:
+        """The queue of waiting prompts. `entries`: as upstream sent it."""
+        key = event_id(self.chat, "queue", queue.highest, queue.digest)
+        self._emit("queue", "updated", {"queued_messages": list(entries)}, key)
+
+    def action(self, calls: Sequence[JsonObject]) -> bool:
+        """The chat waits for the client; False when that was told already."""
+        key = tuple(sorted(str(call["tool_call_id"]) for call in calls))
+        if key == self.action_calls:
+            return False
+        self.action_calls = key
+        self._emit("action", "required", {"tool_calls": list(calls)}, event_id(self.chat, "action", *key))
+        return True
+
+    def lifecycle_of(self, chat: JsonObject) -> None:
+        """What changed about the chat itself since the last such event, if anything."""
+        change = lifecycle_change(chat, self.lifecycle, was_archived=self.archived)
+        if change is None:
+            return
+        key = event_id(self.chat, "lifecycle", change.event, change.digest, self.lifecycle_count)
+        data: Data = {"chat": chat, "changed": change.changed}
+        self._emit("lifecycle", change.event, data, key, origin=Origin.RECONCILE)
+        self.lifecycle, self.archived = change.fields, change.archived
+        self.lifecycle_count += 1
+
+    def gone(self, chat: JsonObject) -> None:
+        """Upstream does not have the chat any more."""
+        key = event_id(self.chat, "lifecycle", "gone", "", self.lifecycle_count)
+        self.lifecycle_count += 1
+        self._emit("lifecycle", "gone", {"chat": chat, "changed": []}, key, origin=Origin.RECONCILE)
+
+    # --- what went wrong ----------------------------------------------------------------------------------------------
+
+    def turn_error(self, error: ChatErrorData, turn: int) -> None:
+        """The turn of this user message failed. Told once."""
+        if self.error_turn == turn:
+            return
+        self.error_turn = turn
+        data: ErrorData = {**error, "reason": "turn"}
+        self._emit("error", "turn", data, event_id(self.chat, "error", turn))
+
+    def stream_error(self, error: ChatErrorData, reason: StreamReason, connection: int) -> None:
+        """A connection is of no use. Told once for each."""
+        if self._error_connection == connection:
+            return
+        self._error_connection = connection
+        data: ErrorData = {**error, "reason": reason}
+        self._emit("error", "stream", data, event_id(self.chat, "stream-error", self.session, connection))
+
+    def retry(self, seen: RetrySeen) -> bool:
+        """Upstream will repeat a model call; False when that was told already."""
+        key = (seen.retrying_at, seen.attempt)
+        if key == self.retry_key:
+            return False
+        self.retry_key = key
+        delay = seen.raw.get("delay_ms")
+        data: RetryData = {
+            "attempt": seen.attempt,
+            "delay_ms": delay if type(delay) is int else 0,
+            "error": str(seen.raw.get("error", "")),
+            "retrying_at": seen.retrying_at,
+        }
+        error = error_data(seen.raw)
+        for name in ("kind", "provider", "status_code"):
+            if name in error:
+                data[name] = error[name]
+        time = _before(seen.retrying_at, data["delay_ms"])
+        self._emit("retry", "scheduled", data, event_id(self.chat, "retry", *key), time=time)
+        return True
+
+    # --- live text ----------------------------------------------------------------------------------------------------
+
+    def previews(self, told: Iterable[Told]) -> None:
+        """Fragments and resets, in order."""
+        for item in told:
+            if isinstance(item, Reset):
+                self.gaps += item.reason == "gap"
+                self._emit("preview", "reset", {"step": item.step, "reason": item.reason}, None)
+                continue
+            kind = str(item.part.get("type"))
+            detail = kind if kind in PREVIEW_DETAILS else "other"
+            data: Data = {"step": item.step, "role": item.role, "part": item.part, "offset": item.offset}
+            self._emit("preview", detail, data, None)
+
+    def _emit(
+        self,
+        event: str,
+        detail: str,
+        data: Data,
+        key: UUID | None,
+        *,
+        time: str | None = None,
+        origin: Origin | None = None,
+    ) -> None:
+        self._position += 1
+        self._events.append(
+            Event(
+                id=key or event_id(self.chat, "preview", self.session, self._position),
+                family="chat",
+                event=event,
+                detail=detail,
+                chat=self.chat,
+                data=data,
+                time=time or utc(self.at),
+                origin=origin or self.origin,
+                session=self.session,
+                position=self._position,
+            )
+        )
+
+
+def _before(stamp: str, milliseconds: int) -> str | None:
+    """A time stamp less a delay; None where there is no such time, as before Go's zero time."""
+    later = to_utc(stamp)
+    if later is None:
+        return None
+    try:
+        return utc(datetime.fromisoformat(later) - timedelta(milliseconds=milliseconds))
+    except OverflowError:
+        return None
