@@ -35,7 +35,14 @@ def test_what_other_events_tell_is_passed_over() -> None:
 
 def test_a_field_that_says_nothing_is_as_good_as_none() -> None:
     """A newer server has more fields: with the upgrade not every chat has changed."""
-    empty: dict[str, object] = {"summary": None, "shared": False, "pin_order": 0, "files": [], "build_id": "", "context": {}}
+    empty: dict[str, object] = {
+        "summary": None,
+        "shared": False,
+        "pin_order": 0,
+        "files": [],
+        "build_id": "",
+        "context": {},
+    }
     assert change({**CHAT, **empty}, created()) is None
     assert change({**CHAT, "summary": "about ducks"}, created()) is not None
 
