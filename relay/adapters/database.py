@@ -4,28 +4,28 @@ What is stored is the business of `relay.adapters.store`.
 """
 
 import asyncio
+import inspect
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from datetime import datetime, timedelta
-from typing import Self
+from typing import Self, TypeVar, cast
 
 import asyncpg
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from pydantic import BaseModel, PositiveFloat, PositiveInt, SecretStr, field_validator
 from sqlalchemy import URL, ColumnElement, Connection, Table, event, func, literal, make_url, text
+from sqlalchemy import inspect as inspector
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from relay.adapters.migrations.tables import VERSION_TABLE, Moment
+from relay.adapters.migrations.tables import NEWEST, VERSION_TABLE, Moment
 from relay.core.errors import CorruptState, RelayError, Unavailable, WrongSettings
 from relay.ports import Clock
+
+T = TypeVar("T")
 
 _POSTGRES = ("postgresql+asyncpg", "postgresql", "postgres")
 _SQLITE = ("sqlite+aiosqlite", "sqlite")
@@ -154,18 +154,18 @@ class Database:
             WrongSettings: They are not, and may not or cannot be changed.
         """
         found = await self.version()
-        newest = _scripts().get_current_head()
-        if found == newest:
+        if found == NEWEST:
             return
-        known = {script.revision for script in _scripts().walk_revisions()}
-        if found is not None and found not in known:
+        from relay.adapters.migrations import upgrade  # noqa: PLC0415  # Alembic is slow to import, and seldom needed
+
+        if found is not None and found not in upgrade.revisions():
             raise WrongSettings(
                 f"database {self.safe_url} is of a newer relay (schema {found}): upgrade the relay,"
                 " or restore the database that belongs to this version"
             )
         if not migrate:
             raise WrongSettings(
-                f"database {self.safe_url} has schema {found or 'none'}, this relay needs {newest}: run `relay migrate`"
+                f"database {self.safe_url} has schema {found or 'none'}, this relay needs {NEWEST}: run `relay migrate`"
             )
         with database_errors(self.safe_url, opening=True):
             async with AsyncExitStack() as stack:
@@ -173,7 +173,7 @@ class Database:
                     connection = await _begin(self._writer, stack)
                     if not self.sqlite:  # there, BEGIN IMMEDIATE was the lock
                         await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
-                await connection.run_sync(_upgrade)
+                await connection.run_sync(upgrade.to_newest)
                 await connection.commit()
 
     async def version(self) -> str | None:
@@ -221,8 +221,12 @@ async def _begin(engine: AsyncEngine, stack: AsyncExitStack) -> AsyncConnection:
     While another process has SQLite's lock it tries again. SQLite could wait by itself, but not be cancelled.
     """
     while True:
+        connection = engine.connect()
+        if engine.dialect.name == "sqlite":
+            connection = cast(AsyncConnection, _Uninterrupted(connection))
+        stack.push_async_callback(_close, connection)
         try:
-            connection = await stack.enter_async_context(engine.connect())
+            await connection.start()
             await connection.begin()
             return connection
         except DBAPIError as exc:
@@ -230,6 +234,51 @@ async def _begin(engine: AsyncEngine, stack: AsyncExitStack) -> AsyncConnection:
                 raise
             await stack.aclose()
         await asyncio.sleep(_BUSY_PAUSE_SECONDS)
+
+
+async def _close(connection: AsyncConnection) -> None:
+    if connection.sync_connection is not None:  # it was started
+        await connection.close()
+
+
+class _Uninterrupted:
+    """A connection to SQLite whose calls are seen to their end, however soon the task is cancelled.
+
+    They run in a thread. SQLAlchemy gives up a connection whose call was interrupted, and sometimes the thread goes on
+    to begin a transaction that nobody ends: the file is locked from then on. No call takes longer than the busy
+    timeout.
+    """
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def begin(self) -> None:
+        await _finished(self._connection.begin().start())
+
+    def __getattr__(self, name: str) -> object:
+        attribute = getattr(self._connection, name)
+        if not inspect.iscoroutinefunction(attribute):
+            return attribute
+
+        async def call(*args: object, **named: object) -> object:
+            return await _finished(attribute(*args, **named))
+
+        return call
+
+
+async def _finished(work: Coroutine[object, object, T]) -> T:
+    """Its result; a cancellation takes effect when the work is done."""
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    if cancelled is not None:
+        task.exception()  # nobody asks for it any more
+        raise cancelled
+    return task.result()
 
 
 # --- engines -------------------------------------------------------------------------------------------------------
@@ -283,28 +332,11 @@ def _sqlite_engine(settings: DatabaseSettings) -> AsyncEngine:
     return engine
 
 
-# --- migrations ----------------------------------------------------------------------------------------------------
-
-
-def _config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", "relay.adapters:migrations")
-    config.set_main_option("path_separator", "os")
-    return config
-
-
-def _scripts() -> ScriptDirectory:
-    return ScriptDirectory.from_config(_config())
-
-
 def _revision(connection: Connection) -> str | None:
-    return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
-
-
-def _upgrade(connection: Connection) -> None:
-    config = _config()
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    if not inspector(connection).has_table(VERSION_TABLE):
+        return None
+    found: str | None = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar_one_or_none()  # noqa: S608
+    return found
 
 
 # --- errors --------------------------------------------------------------------------------------------------------

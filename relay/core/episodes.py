@@ -20,7 +20,6 @@ class _Step:
     number: int
     channels: dict[str, Channel] = field(default_factory=dict)
     wholes: dict[str, int] = field(default_factory=dict)  # parts that come in one piece, counted by kind
-    calls: set[str] = field(default_factory=set)
 
     @property
     def told_anything(self) -> bool:
@@ -33,7 +32,6 @@ class _Step:
     def forget(self) -> None:
         self.channels.clear()
         self.wholes.clear()
-        self.calls.clear()
 
 
 class EpisodeText:
@@ -48,7 +46,7 @@ class EpisodeText:
         self._episode: Episode | None = None  # the newest one heard of
         self._heard = 0  # the last number of it
         self._muted = False  # it has a hole: nothing more of it can be told
-        self._fresh = True  # this connection has not brought a part of it yet
+        self._fresh = True  # this connection has not brought a part yet
         self._over: Episode = (0, 0)  # episodes up to this one have ended, or are void
         self._void_attempt = 0  # a retry has voided these attempts, also of a history version to come
         self._step_of_call: dict[str, int] = {}
@@ -64,7 +62,6 @@ class EpisodeText:
         if episode <= self._over or (self._episode is not None and episode < self._episode):
             self.dropped += 1
             return []
-        self._void_attempt = 0
         told: list[Told] = []
         if episode != self._episode:
             told = self._begin(episode)
@@ -84,8 +81,6 @@ class EpisodeText:
             return []
         step = self._step
         told: list[Told] = []
-        if step is not None and step.calls and message.calls and not step.calls & message.calls:
-            step = None  # the message of a step whose parts never came
         if step is not None:
             self._step = None
             self._over = max(self._over, self._episode or (0, 0))
@@ -136,7 +131,7 @@ class EpisodeText:
 
     def _begin(self, episode: Episode) -> list[Told]:
         before, self._episode = self._episode, episode
-        self._heard, self._muted, self._fresh = 0, False, True
+        self._heard, self._muted = 0, False
         if self._step is None or before is None:
             return []
         if before[0] == episode[0]:
@@ -168,8 +163,6 @@ class EpisodeText:
         if seen.local_result:
             return self._result(seen)
         step = self._step = self._step or self._new_step()
-        if seen.kind == "tool-call" and seen.call_id:
-            step.calls.add(seen.call_id)
         delta, name = delta_of(seen)
         if name is None:
             return [Fragment(step.number, seen.role, seen.part, self._whole(step, seen))]

@@ -119,7 +119,7 @@ class ChatTail:
         self._queue = PromptQueue(resume.queue, resume.queue_max, resume.left)
         self._armed = False  # a live prompt came while the queue was empty: an empty queue_update now means an edit
         self._asked_for: list[JsonObject] = []  # calls of the newest assistant message
-        self._history_version: int | None = resume.revision if resume.open is None else None
+        self._history_version: int | None = resume.revision
         self._turn_revision = resume.revision
         self._doubt = resume.doubt
         self._floor = resume.after if resume.doubt is not None else None  # of the cursor, while in doubt
@@ -433,7 +433,7 @@ class ChatTail:
 
     def _end_frame(self) -> None:
         """From 2.35 on a frame is a whole state: where the status is idle at its end, every turn is over."""
-        if self._turn is None or self._listing is not None or self._streamed != self._turn.id:
+        if self._turn is None or self._streamed != self._turn.id:
             return
         if self._upstream_status in IDLE:  # told now, or before and the same again: this turn was over at once
             self._failed = self._failed or self._upstream_status == "error"
@@ -553,8 +553,9 @@ class ChatTail:
         self._idle_seen = True
         if status == "error":
             self._failed = True
-        # From 2.35 on the frame holds all that belongs to the status, some of it behind it.
-        if not self._episodes and (self._error is not None if status == "error" else self._turn.closable):
+            if self._error is not None:
+                self._close_turn()
+        elif self._turn.closable:
             self._close_turn()
 
     def _take_queue_update(self, entries: list[JsonObject]) -> None:

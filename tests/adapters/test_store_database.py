@@ -1,14 +1,18 @@
 """Opening a database, bringing its tables up to date, and what its errors come out as."""
 
 import asyncio
+import json
+import random
 import socket
 import sqlite3
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
 import asyncpg
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from pydantic import ValidationError
@@ -17,14 +21,15 @@ from sqlalchemy.exc import IntegrityError
 
 from relay.adapters.clock import SystemClock
 from relay.adapters.database import Database, DatabaseSettings, migrate, schema_version
-from relay.adapters.migrations.tables import VERSION_TABLE, collected_messages, metadata
+from relay.adapters.migrations import upgrade
+from relay.adapters.migrations.tables import NEWEST, VERSION_TABLE, collected_chats, collected_messages, metadata
 from relay.adapters.store import open_store
 from relay.core.errors import CorruptState, RelayError, Unavailable, WrongSettings
 from relay.core.events import ChatRef
 from relay.ports import Clock
 from tests.adapters.test_store import CHAT, CHILD, LONG, claimed, first_save
 
-HEAD = "0001"
+HEAD = "0002"
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -101,6 +106,10 @@ async def test_the_migrations_make_exactly_the_tables_that_the_code_uses(
         assert await connection.run_sync(differences) == []
 
 
+def test_the_newest_migration_is_the_one_that_the_code_asks_for() -> None:
+    assert upgrade.revisions()[0] == NEWEST == HEAD
+
+
 async def test_opening_makes_the_tables(empty_database: DatabaseSettings, clock: Clock) -> None:
     assert await schema_version(empty_database, clock) is None
     async with open_store(empty_database, clock) as store:
@@ -112,10 +121,48 @@ async def test_opening_makes_the_tables(empty_database: DatabaseSettings, clock:
 
 
 async def test_without_leave_to_migrate_missing_tables_are_told(empty_database: DatabaseSettings, clock: Clock) -> None:
-    with pytest.raises(WrongSettings, match=r"has schema none, this relay needs 0001: run `relay migrate`"):
+    with pytest.raises(WrongSettings, match=r"has schema none, this relay needs 0002: run `relay migrate`"):
         async with open_store(empty_database, clock, migrate=False):
             pass
     assert await schema_version(empty_database, clock) is None
+
+
+def first_tables(connection: Connection) -> None:
+    config = upgrade._config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "0001")
+
+
+async def test_archived_chats_of_an_older_database_get_the_time_of_their_archiving(
+    empty_database: DatabaseSettings, clock: Clock
+) -> None:
+    async with Database(empty_database, clock) as database, database.writing() as connection:
+        await connection.run_sync(first_tables)
+    rows = [
+        (1, True, {"updated_at": "2026-02-01T12:00:00.123456789+02:00"}),
+        (2, False, {"updated_at": "2026-02-01T10:00:00Z"}),
+        (3, True, {"updated_at": "soon"}),
+        (4, True, None),
+    ]
+    zeros = {f"{aspect}_{half}": 1 for aspect in ("history", "status", "lifecycle") for half in ("session", "position")}
+    async with Database(empty_database, clock) as database, database.writing() as connection:
+        for number, archived, chat in rows:
+            values = {
+                "deployment": "https://coder.example",
+                "chat_id": UUID(int=number),
+                "owner_id": UUID(int=9),
+                "root_chat_id": UUID(int=number),
+                "archived": archived,
+                "chat": None if chat is None else json.dumps(chat).encode(),
+                "changed_at": clock.now(),
+                **zeros,
+            }
+            await connection.execute(database.insert(collected_chats).values(values))
+    async with open_store(empty_database, clock) as store:
+        found = await store.endangered("https://coder.example", archived_before=datetime(2999, 1, 1, tzinfo=UTC))
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    at = datetime(2026, 2, 1, 10, 0, 0, 123456, tzinfo=UTC)
+    assert {each.chat.chat_id.int: each.archived_at for each in found} == {1: at, 3: epoch, 4: epoch}
 
 
 @pytest.mark.parametrize("may_migrate", [True, False])
@@ -196,6 +243,19 @@ async def test_an_operation_cancelled_at_any_point_leaves_the_store_usable(
         await store.save(claim, first_save(2))
         known = (await claimed(store)).resume.known
         assert known == {1, 2} if not save.cancelled() else known in ({2}, {1, 2})
+
+
+async def test_many_operations_cancelled_at_once_leave_no_lock_behind(empty_database: DatabaseSettings) -> None:
+    """As followers are, when their worker stops."""
+    chance = random.Random(3)
+    async with open_store(empty_database, SystemClock()) as store:
+        for _ in range(60):
+            claims = [asyncio.create_task(store.claim(CHAT, str(name), lease_seconds=0.01)) for name in range(8)]
+            await asyncio.sleep(chance.uniform(0, 0.01))
+            for claim in claims:
+                claim.cancel()
+            await asyncio.wait(claims)
+            await store.renew("nobody", lease_seconds=1)
 
 
 async def test_an_operation_cancelled_while_it_waits_for_a_writer_is_gone(

@@ -207,6 +207,9 @@ class Tail:
     def wants(self) -> str | None:
         return self.batch.wants.reason if self.batch.wants else None
 
+    def gives_up(self) -> str | None:
+        return self.batch.reconnect
+
     def is_idle(self) -> bool:
         return self.tail.idle
 

@@ -141,20 +141,30 @@ def test_a_hole_takes_the_step_back_and_the_next_connection_tells_it_anew() -> N
     tail.feed(words((1, 1), 1, "a "))
     tail.feed(words((1, 1), 3, "c "))
     assert previews(tail)[-1] == "reset 0 gap"
-    assert tail.batch.reconnect == "gap"
+    assert tail.gives_up() == "gap"
     assert tail.batch.gaps == 1
     tail.feed(words((1, 1), 4, "d "))
     lost(tail, words((1, 1), 1, "a ", "b ", "c "))
+    assert tail.gives_up() is None
     assert previews(tail)[1:] == ["reset 0 gap", "text 0+0 a", "text 0+2 b", "text 0+4 c"]
+
+
+def test_a_step_whose_first_part_is_missing_is_told_by_the_next_connection() -> None:
+    tail = running()
+    tail.feed(words((1, 1), 1, "a"), msg(assistant(2, "a")), PREVIEW_RESET)
+    tail.feed(words((3, 1), 2, "c"))
+    assert tail.gives_up() == "gap"
+    lost(tail, words((3, 1), 1, "b", "c"))
+    assert previews(tail) == ["text 0+0 a", "text 1+0 b", "text 1+1 c"]
 
 
 def test_a_hole_that_is_still_there_after_a_reconnect_is_no_reason_for_another() -> None:
     tail = running()
     tail.feed(words((1, 1), 1, "a "))
     lost(tail, words((1, 1), 5, "e "))
-    assert tail.batch.reconnect is None
+    assert tail.gives_up() is None
     tail.feed(words((1, 1), 6, "f "))
-    assert tail.batch.reconnect is None
+    assert tail.gives_up() is None
     assert previews(tail) == ["text 0+0 a", "reset 0 gap"]
     tail.feed(msg(assistant(2, "a b c d e f ")), PREVIEW_RESET)
     tail.feed(words((3, 1), 1, "next"))
@@ -174,6 +184,19 @@ def test_a_message_that_says_something_else_takes_the_step_back() -> None:
     tail.feed(words((1, 1), 1, "a"))
     tail.feed(msg(assistant(2, "z")), PREVIEW_RESET)
     assert previews(tail) == ["text 0+0 a", "reset 0 gap"]
+
+
+def test_a_history_that_moved_on_without_the_steps_message_supersedes_it() -> None:
+    tail = running()
+    tail.feed(words((1, 1), 1, "a"))
+    tail.feed(words((5, 1), 1, "b"))
+    assert previews(tail) == ["text 0+0 a", "reset 0 superseded", "text 1+0 b"]
+
+
+def test_an_empty_part_tells_nothing_and_leaves_no_hole() -> None:
+    tail = running()
+    tail.feed(words((1, 1), 1, "a", "", "b"))
+    assert previews(tail) == ["text 0+0 a", "text 0+1 b"]
 
 
 # --- another attempt --------------------------------------------------------------------------------------------------
@@ -220,6 +243,40 @@ def test_an_attempt_voided_before_it_said_anything_does_not_void_the_next_histor
     tail.feed(msg(assistant(2, "a", call("c", args={}))), PREVIEW_RESET)
     tail.feed(words((3, 1), 1, "b"))
     assert previews(tail) == ["text 0+0 a", "text 1+0 b"]
+
+
+def test_an_attempt_that_said_nothing_at_all_does_not_void_the_next_step() -> None:
+    tail = running()
+    tail.feed(retry(1))
+    tail.feed(msg(assistant(2, "", call("c", args={}))), PREVIEW_RESET)
+    tail.feed(words((3, 1), 1, "b"))
+    assert previews(tail) == ["text 0+0 b"]
+
+
+def test_a_retry_voids_the_newest_attempt_whatever_its_number() -> None:
+    """The server counts retries from 1; a restart of it is an attempt more."""
+    tail = running()
+    tail.feed(words((1, 2), 1, "a"))
+    tail.feed(retry(1))
+    lost(tail, words((1, 2), 1, "a", "b"))
+    assert previews(tail) == ["text 0+0 a", "reset 0 retry"]
+
+
+def test_an_old_retry_told_again_does_not_void_the_attempt_that_followed() -> None:
+    tail = running()
+    tail.feed(words((1, 1), 1, "a"), retry(1))
+    tail.feed(PREVIEW_RESET, words((1, 2), 1, "b"))
+    tail.reconnect(msg(user(1)), status("running"), retry(1), PREVIEW_RESET)
+    tail.feed(words((1, 2), 1, "b", "c"))
+    assert previews(tail)[2:] == ["text 0+0 b", "text 0+1 c"]
+
+
+def test_a_late_part_of_an_attempt_that_was_replaced_is_left_out() -> None:
+    tail = running()
+    tail.feed(words((1, 1), 1, "a"))
+    tail.feed(words((1, 2), 1, "b"))
+    tail.feed(words((1, 1), 2, "x"))
+    assert previews(tail) == ["text 0+0 a", "reset 0 retry", "text 0+0 b"]
 
 
 def test_a_server_that_was_restarted_begins_another_attempt() -> None:

@@ -155,6 +155,13 @@ def test_one_bad_event_spoils_its_frame() -> None:
         decode_frame(json.dumps([status("running"), {"type": "status"}]))
 
 
+@pytest.mark.parametrize(("version", "revision"), [(18, 18), (0, None), (None, None), ("18", None), (True, None)])
+def test_a_status_may_know_its_history_version(version: object, revision: int | None) -> None:
+    """Zero is as good as absent."""
+    (seen,) = decode_frame(one({"type": "status", "status": {"status": "x", "history_version": version}})).events
+    assert seen == StatusSeen("x", revision)
+
+
 def test_an_unknown_event_type_is_named() -> None:
     assert decode_frame(one({"type": "mood_change", "x": 1})).events == (UnknownSeen("mood_change"),)
 

@@ -153,6 +153,17 @@ def test_an_edit_while_nobody_listened_is_told_once() -> None:
     assert second.reconnect(*state) == []
 
 
+def test_an_edit_of_the_first_message_while_nobody_listened_needs_no_rest() -> None:
+    """Nothing lower exists: no known prompt comes back to prove anything."""
+    tail = idle_chat()
+    tail.feed(msg(user(3)), msg(assistant(4, "b")), status("waiting"), PREVIEW_RESET)
+    second = tail.again()
+    assert second.tail.after > 0
+    events = second.connect(listed(user(9, "all new")), status("running"), PREVIEW_RESET)
+    assert told(events, "history", "message") == ["history 9 (edit)", "message 9"]
+    assert second.wants is None
+
+
 @pytest.mark.parametrize("ever_edited", [True, False])
 def test_after_a_crash_history_is_stated_only_where_it_was_ever_rewritten(ever_edited: bool) -> None:
     tail = edited_chat() if ever_edited else idle_chat()
@@ -204,6 +215,22 @@ def test_a_turn_closes_at_the_end_of_the_frame_that_brings_an_idle_status() -> N
     events = tail.feed(status("error"), error("boom", kind="overloaded"), PREVIEW_RESET)
     assert told(events) == ["status error", "error turn: boom", "failed 1"]
     assert data_of(events[-1])["error"] == {"message": "boom", "kind": "overloaded"}
+
+
+def test_a_turn_that_fails_before_the_stream_looked_again_has_failed() -> None:
+    """The status went from error to error: there is no event of it, but one of the error."""
+    tail = Tail()
+    tail.connect(msg(user(1)), status("error"), error("boom"), PREVIEW_RESET)
+    events = tail.feed(msg(user(3)), error("again"), PREVIEW_RESET)
+    assert told(events) == ["message 3", "error turn: again", "failed 3"]
+
+
+def test_a_turn_that_rest_told_first_is_not_closed_by_an_older_state() -> None:
+    tail = idle_chat()
+    tail.recheck()
+    tail.answer(user(1), assistant(2, "a"), user(3), status="running")
+    tail.feed(PREVIEW_RESET)
+    assert told(tail.all, "turn") == ["completed 1 2"]
 
 
 def test_an_error_is_repeated_on_each_connect_and_told_once() -> None:
@@ -259,6 +286,7 @@ def test_an_action_is_told_once_and_ends_nothing() -> None:
     assert told(events) == ["message 1", "message 2", "status requires_action", "action required"]
     assert data_of(events[-1])["tool_calls"][0]["tool_call_id"] == "c"
     assert tail.reconnect(*state, PREVIEW_RESET) == []
+    assert tail.batch.replays == 3
     assert told(tail.again().connect(*state, PREVIEW_RESET)) == ["status requires_action"]
     assert tail.is_running()
     events = tail.feed(msg(tool(3, "c")), status("running"), PREVIEW_RESET)
