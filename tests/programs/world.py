@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from prometheus_client import REGISTRY
@@ -18,6 +18,7 @@ from relay.adapters.database import DatabaseSettings
 from relay.adapters.memory import MemoryBus
 from relay.adapters.store import SqlStore
 from relay.core.events import ChatRef
+from relay.ports import Budget, ModelPrice, Retention
 from relay.programs.follow import Follower, FollowSettings
 from relay.programs.worker import Worker, WorkerSettings
 from relay.simulator import Simulator
@@ -111,7 +112,7 @@ class World:
         folded, told = fold(events), turns(events)
         lines = [f"message {key} missing" for key in sorted(truth.keys() - folded.keys())]
         lines += [f"message {key} not in Coder" for key in sorted(folded.keys() - truth.keys())]
-        lines += [f"message {key} differs" for key in truth.keys() & folded.keys() if truth[key] != folded[key]]
+        lines += [f"message {key} differs" for key in truth.keys() & folded.keys() if not same(truth[key], folded[key])]
         prompts = [key for key, message in truth.items() if message["role"] == "user"]
         lines += [f"turn {key} told {told[key]}" for key in sorted(prompts) if len(told[key]) != 1]
         status, row = last(events, "chat.status."), await self.upstream.chat(chat)
@@ -183,5 +184,57 @@ async def while_running(work: Awaitable[object]) -> AsyncIterator[asyncio.Task[o
         await asyncio.wait([task])
 
 
+def same(one: Any, other: Any) -> bool:
+    """Whether two messages say the same.
+
+    Absent, null, empty and zero are one to the API, and server ages differ in which of them they write, and in whether
+    they write when a part began.
+    """
+    return bool(_said(one) == _said(other))
+
+
+def _said(value: Any) -> Any:
+    if isinstance(value, dict):
+        passed_over = ("created_at", "completed_at") if "type" in value else ()
+        return {key: kept for key, inner in value.items() if key not in passed_over and (kept := _said(inner))}
+    return [_said(inner) for inner in value] if isinstance(value, list) else value
+
+
 def upstream_settings(simulator: Simulator, user: str = "ann", **more: Any) -> CoderSettings:
     return CoderSettings.model_validate({"url": simulator.url, "token": simulator.users[user].token, **more})
+
+
+class OtherServer:
+    """An upstream that answers some calls as a server of another age does; the rest is asked of the real one.
+
+    `asked` has the names of the calls that were answered here, in order. A value that is an error is raised.
+    """
+
+    def __init__(self, upstream: CoderUpstream) -> None:
+        self._upstream = upstream
+        self.native_limits: bool | Exception = True
+        self.prices: dict[UUID, ModelPrice] | Exception = {}
+        self.budgets: dict[UUID, Budget] | Exception = {}
+        self.kept: Retention | Exception = Retention()
+        self.asked: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._upstream, name)
+
+    def _answer(self, name: str, answer: Any) -> Any:
+        self.asked.append(name)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def has_native_limits(self) -> bool:
+        return bool(self._answer("has_native_limits", self.native_limits))
+
+    async def model_prices(self) -> dict[UUID, ModelPrice]:
+        return cast(dict[UUID, ModelPrice], self._answer("model_prices", self.prices))
+
+    async def budget(self, user_id: UUID) -> Budget | None:
+        return cast(dict[UUID, Budget], self._answer(f"budget {user_id}", self.budgets)).get(user_id)
+
+    async def retention(self) -> Retention:
+        return cast(Retention, self._answer("retention", self.kept))
