@@ -19,7 +19,7 @@ from relay.core.tail import ChatTail
 from relay.core.usage import Period, Policy, Price, cost_micros, reached, tokens_of
 from relay.ports import ArchiveRecord, Charge, Spend
 from relay.programs.archivist import archive_event
-from relay.programs.meter import charged_event, limit_event
+from relay.programs.meter import charged_event, limit_event, unpriced_event
 from tests.core.captures import OURS, followed
 from tests.core.recording import Answer, Json, load
 
@@ -98,6 +98,8 @@ def usage_events(message: Event) -> Iterator[Event]:
         spend = Spend(cost_micros=cost, charges=1, unpriced=0, last_message_ids=[cast(int, upstream["id"])])
         for level in reached(policy, cost):
             yield limit_event(policy, level, spend, message, policy.period.bounds(at))
+        blind = Spend(cost_micros=cost // 3, charges=2, unpriced=1, last_message_ids=spend.last_message_ids)
+        yield unpriced_event(policy, charge, blind, message, policy.period.bounds(at))
 
 
 def archive_events(chat: ChatRef, messages: Sequence[JsonObject]) -> Iterator[Event]:

@@ -244,7 +244,7 @@ def test_there_is_a_schema_for_each_type_and_it_bears_its_name() -> None:
 def test_there_is_an_example_of_each_type_that_is_told() -> None:
     shown = {event.type.removeprefix(PREFIX) for event in examples().values()}
     nobody_tells = {"chat.action.required.v1"} | {
-        f"usage.{event}.v1" for event in ("forecast", "recovered", "enforced", "unpriced")
+        f"usage.{event}.v1" for event in ("forecast", "recovered", "enforced")
     }
     assert shown == set(NAMES) - nobody_tells
 

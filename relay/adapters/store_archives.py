@@ -7,7 +7,7 @@ at which it was told, and gives way only to one that was told later.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
 
@@ -21,6 +21,7 @@ from relay.adapters.migrations.tables import (
     collected_messages,
     collected_turns,
     unarchived,
+    uncopied,
 )
 from relay.adapters.store_rows import AnyRow, chat_columns, chat_key, chat_ref, of_chat, storable, with_key
 from relay.core.errors import BadEvent, CorruptState
@@ -31,6 +32,7 @@ _FAMILIES = frozenset({"message", "history", "status", "turn", "lifecycle"})
 _ASPECTS = ("history", "status", "lifecycle")
 _NOTHING_TOLD = {f"{aspect}_{half}": -1 for aspect in _ASPECTS for half in ("session", "position")}
 _TICK = timedelta(microseconds=1)
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)  # an archived chat that does not say since when may go at any time
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +80,11 @@ class SqlArchives:
                 await connection.execute(update(collected_chats).where(row).values(values))
 
     async def due(self, *, idle_since: datetime) -> Sequence[Collected]:
-        idle = collected_chats.c.status.in_(sorted(IDLE_STATUSES)) & (collected_chats.c.changed_at <= idle_since)
-        query = select(collected_chats).where(unarchived(), idle).order_by(collected_chats.c.changed_at)
+        chats = collected_chats.c
+        rests = chats.status.in_(sorted(IDLE_STATUSES)) | chats.archived_at.is_not(None)
+        quiet = select(collected_chats).where(unarchived(), rests, chats.changed_at <= idle_since)
         async with self._db.reading() as connection:
-            rows = (await connection.execute(query)).all()
+            rows = (await connection.execute(quiet.order_by(chats.changed_at))).all()
         # Each chat is read by itself: all of them could take longer than one operation may. It may be busy by then.
         found = [await self.collected(row.deployment, row.chat_id) for row in rows]
         return [
@@ -89,10 +92,26 @@ class SqlArchives:
             for chat in found
             if chat is not None
             and chat.messages
-            and not chat.open_turn
-            and chat.status in IDLE_STATUSES
+            and (chat.archived_at is not None or (not chat.open_turn and chat.status in IDLE_STATUSES))
             and chat.changed_at <= idle_since
         ]
+
+    async def endangered(self, deployment: str, *, archived_before: datetime) -> Sequence[Collected]:
+        chats = collected_chats.c
+        of_it = (chats.deployment == deployment) & (chats.archived_at < archived_before)
+        query = select(collected_chats).where(uncopied(), of_it).order_by(chats.archived_at)
+        async with self._db.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        found = [await self.collected(row.deployment, row.chat_id) for row in rows]
+        return [chat for chat in found if chat is not None and chat.archived_at is not None]
+
+    async def family_copied(self, chat: ChatRef) -> bool:
+        chats = collected_chats.c
+        below = (chats.deployment == chat.deployment) & (chats.root_chat_id == chat.chat_id)
+        uncovered = chats.archived_upto.is_(None) | (chats.news_at > chats.archived_upto)
+        query = select(chats.chat_id).where(below, chats.chat_id != chat.chat_id, uncovered).limit(1)
+        async with self._db.reading() as connection:
+            return (await connection.execute(query)).first() is None
 
     async def collected(self, deployment: str, chat_id: UUID) -> Collected | None:
         messages = select(collected_messages).where(with_key(collected_messages, deployment, chat_id))
@@ -112,6 +131,7 @@ class SqlArchives:
             status=chat.status,
             open_turn=last_prompt is not None and last_prompt not in ended,
             archived=chat.archived,
+            archived_at=chat.archived_at,
             changed_at=chat.changed_at,
             chat_json=chat.chat,
         )
@@ -235,8 +255,20 @@ def _take_lifecycle(chat: AnyRow, event: Event) -> _Change:
         return _Change()
     archived = event.detail == "archived" or (event.detail != "unarchived" and seen.get("archived") is True)
     body = _json(seen)
-    values = {"archived": archived, "chat": body, **_place(event, "lifecycle_")}
+    since = _archived_at(chat, seen) if archived and event.detail != "gone" else None
+    values = {"archived": archived, "archived_at": since, "chat": body, **_place(event, "lifecycle_")}
     return _Change(values, told=archived != chat.archived or body != chat.chat)
+
+
+def _archived_at(chat: AnyRow, seen: Mapping[str, object]) -> datetime:
+    """Since when an archived chat is: archiving sets `updated_at`, and what is changed later does not count."""
+    if chat.archived and chat.archived_at is not None:
+        return cast(datetime, chat.archived_at)
+    try:
+        moment = datetime.fromisoformat(str(seen.get("updated_at")))
+        return moment.astimezone(UTC) if moment.tzinfo else _LONG_AGO
+    except (ValueError, OverflowError):
+        return _LONG_AGO
 
 
 def _is_newer(event: Event, chat: AnyRow, aspect: str) -> bool:

@@ -24,8 +24,9 @@ from relay.core.backoff import backoff
 from relay.core.errors import ChatGone, ChatRefused, Unauthorized, Unavailable
 from relay.core.events import ArchiveData, ChatRef, Event, JsonObject, Origin, encode_json, event_id, utc
 from relay.core.transcript import differences
-from relay.ports import ArchiveRecord, Archives, Bus, Clock, Collected, ObjectStore, Upstream
+from relay.ports import IDLE_STATUSES, ArchiveRecord, Archives, Bus, Clock, Collected, ObjectStore, Upstream
 from relay.programs.chance import Chance
+from relay.programs.deadlines import Deadlines
 from relay.programs.inbox import Inbox
 
 log = structlog.get_logger(__name__)
@@ -62,6 +63,8 @@ class ArchivistSettings(BaseModel, frozen=True, extra="forbid"):
     archive_in_coder: bool = False
     prefetch: PositiveInt = 50
     patience: PositiveInt = 3  # looks at a difference between events and Coder before Coder's side is taken
+    deadline_days: PositiveInt = 7  # an archived chat without a copy that Coder deletes within so many days comes first
+    retention_seconds: PositiveFloat = 3600.0  # after which Coder is asked again when it deletes archived chats
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +76,6 @@ class Rendered:
     messages: int
     first_id: int | None
     last_id: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Difference:
-    looks: int
-    again: float  # monotonic time of the next look
 
 
 def render(messages: Sequence[JsonObject]) -> Rendered:
@@ -119,13 +116,23 @@ class Archivist:
         self._clock = clock
         self._settings = settings
         self._inbox = Inbox("archivist", QUEUE, bus=bus, clock=clock, prefetch=settings.prefetch)
-        self._differed: dict[UUID, _Difference] = {}  # chats whose events were not yet what Coder has
+        self._deadlines = Deadlines(
+            upstream, archives, clock, days=settings.deadline_days, retention_seconds=settings.retention_seconds
+        )
+        self._differed: dict[UUID, int] = {}  # looks at chats whose events were not yet what Coder has
+        # Monotonic time at which a chat that could not be copied, or archived in Coder, is tried again.
+        self._copy_again: dict[UUID, float] = {}
+        self._seal_again: dict[UUID, float] = {}
 
     async def run(self, report: Callable[[bool, str], None] = lambda ok, reason: None) -> None:
         """Collect and archive until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._inbox.work_off(self._archives.collect, report), name="collect")
             group.create_task(self._archive_for_ever(), name="archive")
+
+    def status(self) -> dict[str, object]:
+        """For `/status`."""
+        return self._deadlines.status()
 
     async def _archive_for_ever(self) -> None:
         delays = backoff(chance=Chance())
@@ -143,20 +150,33 @@ class Archivist:
             await self._clock.sleep(wait)
 
     async def look(self) -> None:
-        """Finish what a crash left half done, then archive every chat that is due."""
+        """Finish what a crash left half done, then archive every chat that is due, first what Coder soon deletes."""
         for record in await self._archives.unfinished_archives(seal=self._settings.archive_in_coder):
             await self._finish(record)
+        endangered = await self._deadlines.endangered()
         due = await self._archives.due(idle_since=self._clock.now() - timedelta(seconds=self._settings.idle_seconds))
         DUE.set(len(due))
-        for left, collected in enumerate(due, 1):
-            difference = self._differed.get(collected.chat.chat_id)
-            if difference is not None and self._clock.monotonic() < difference.again:
+        ahead = {collected.chat.chat_id for collected in endangered}
+        waiting = [*endangered, *(collected for collected in due if collected.chat.chat_id not in ahead)]
+        for left, collected in enumerate(waiting, 1):
+            chat_id = collected.chat.chat_id
+            if self._clock.monotonic() < self._copy_again.get(chat_id, 0.0):
                 continue
+            self._copy_again.pop(chat_id, None)
             try:
                 await self._archive(collected)
-            except (ChatGone, ChatRefused) as exc:
-                log.warning("archive_refused", chat_id=str(collected.chat.chat_id), reason=str(exc))
-            DUE.set(len(due) - left)
+            except ChatGone as exc:
+                self._deadlines.gone(collected)
+                self._set_aside(self._copy_again, chat_id)
+                log.warning("archive_refused", chat_id=str(chat_id), reason=str(exc))
+            except ChatRefused as exc:
+                self._set_aside(self._copy_again, chat_id)
+                log.warning("archive_refused", chat_id=str(chat_id), reason=str(exc))
+            DUE.set(min(len(due), len(waiting) - left))
+
+    def _set_aside(self, again: dict[UUID, float], chat_id: UUID) -> None:
+        """Not at once again: the others have to get their turn, and Coder time to change its mind."""
+        again[chat_id] = self._clock.monotonic() + self._settings.idle_seconds
 
     # --- one chat -----------------------------------------------------------------------------------------------------
 
@@ -173,6 +193,7 @@ class Archivist:
         if record is None:
             return
         await self._archives.add_archive(record, upto=collected.changed_at)
+        self._deadlines.copied(chat.chat_id)
         await self._finish(record)
 
     def _agrees(self, collected: Collected, truth: Sequence[JsonObject]) -> bool:
@@ -180,13 +201,12 @@ class Archivist:
         folded = {key: json.loads(body) for key, body in collected.messages.items()}
         lines = differences(folded, {cast(int, message["id"]): message for message in truth})
         chat_id = collected.chat.chat_id
-        before = self._differed.pop(chat_id, _Difference(0, 0.0))
+        looks = self._differed.pop(chat_id, 0) + 1
         if not lines:
             return True
-        if before.looks + 1 < self._settings.patience:
-            # Not at once again: each look reads the whole chat, and the backlog has to get its turn.
-            again = self._clock.monotonic() + self._settings.idle_seconds
-            self._differed[chat_id] = _Difference(before.looks + 1, again)
+        if looks < self._settings.patience:
+            self._differed[chat_id] = looks
+            self._set_aside(self._copy_again, chat_id)  # each look reads the whole chat
             return False
         DIFFERENCES.inc()
         log.error("archive_differs", chat_id=str(chat_id), differences=lines[:20], count=len(lines))
@@ -239,19 +259,45 @@ class Archivist:
             await self._archives.mark_archive(record, published=True)
         if record.sealed or not self._settings.archive_in_coder:
             return
-        collected = await self._archives.collected(record.chat.deployment, record.chat.chat_id)
-        if collected is not None and max(collected.messages, default=0) != (record.last_id or 0):
-            return  # the chat went on: its next copy seals it
-        try:
-            await self._upstream.archive_chat(record.chat.chat_id)
-        except ChatGone:
-            log.info("chat_gone", chat_id=str(record.chat.chat_id))
-        except ChatRefused as exc:
-            log.warning("archive_in_coder_refused", chat_id=str(record.chat.chat_id), reason=str(exc))
+        if self._clock.monotonic() < self._seal_again.get(record.chat.chat_id, 0.0):
+            return
+        self._seal_again.pop(record.chat.chat_id, None)
+        if not await self._may_seal(record):
+            return
+        if not await self._archived_in_coder(record):
+            self._set_aside(self._seal_again, record.chat.chat_id)
             return
         await self._bus.publish([archive_event(record, "sealed")])
         await self._archives.mark_archive(record, sealed=True)
         SEALED.inc()
+
+    async def _may_seal(self, record: ArchiveRecord) -> bool:
+        collected = await self._archives.collected(record.chat.deployment, record.chat.chat_id)
+        if collected is None:
+            return True
+        if max(collected.messages, default=0) != (record.last_id or 0):
+            return False  # the chat went on: its next copy seals it
+        if not collected.archived and collected.status not in IDLE_STATUSES:
+            return False  # it is at work: some servers would stop it
+        # Coder archives a chat together with those of its subagents.
+        return await self._archives.family_copied(record.chat)
+
+    async def _archived_in_coder(self, record: ArchiveRecord) -> bool:
+        """Archive the chat in Coder; False when it has to wait."""
+        chat_id = record.chat.chat_id
+        try:
+            await self._upstream.archive_chat(chat_id)
+            if record.chat.root_chat_id != chat_id and not (await self._upstream.chat(chat_id)).get("archived"):
+                return False  # it goes with its root, and some servers do not archive it alone
+        except ChatGone:
+            log.info("chat_gone", chat_id=str(chat_id))
+        except ChatRefused as exc:
+            if exc.status == 409:
+                log.info("archive_in_coder_postponed", chat_id=str(chat_id), reason=str(exc))
+            else:
+                log.warning("archive_in_coder_refused", chat_id=str(chat_id), reason=str(exc))
+            return False
+        return True
 
 
 def manifest_of(record: ArchiveRecord, chat: Mapping[str, object]) -> JsonObject:

@@ -5,21 +5,23 @@ it is published and marked after, so that a crash between the two publishes it a
 second one.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
-from decimal import Decimal
 from typing import Annotated, Literal, cast
-from uuid import UUID
 
 import structlog
 from prometheus_client import Counter
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, field_validator
 
-from relay.core.errors import BadEvent, ChatRefused, Unauthorized
-from relay.core.events import NOBODY, ChargedData, ChatRef, Event, JsonObject, LimitData, event_id, utc
+from relay.core.errors import BadEvent
+from relay.core.events import NOBODY, ChargedData, ChatRef, Event, Evidence, JsonObject, LimitData, event_id, utc
 from relay.core.usage import Period, Policy, Price, alert_event, cost_micros, reached, tokens_of
 from relay.ports import Bus, Charge, Charges, Clock, Spend, Upstream
+from relay.programs.budgets import Budgets
 from relay.programs.inbox import Inbox
+from relay.programs.prices import PRICED, PriceBook, PriceSettings, Quote
 
 log = structlog.get_logger(__name__)
 
@@ -28,25 +30,19 @@ CHARGED = Counter(
 )
 SPENT = Counter("relay_usage_spend_micros_total", "Millionths of a US dollar charged. The slope is the burn rate.")
 TOKENS = Counter("relay_usage_tokens_total", "Tokens charged.", ["token_type"])
-ALERTS = Counter("relay_usage_alerts_total", "Limit levels that fired, each once per scope and period.", ["event"])
+ALERTS = Counter(
+    "relay_usage_alerts_total",
+    "Limit levels that fired, each once per scope and period. unpriced: a limit that cannot count all that was used.",
+    ["event"],
+)
 for _priced in ("priced", "unpriced"):
     CHARGED.labels(_priced)
 for _type in ("input", "output", "reasoning", "cache_read", "cache_write"):
     TOKENS.labels(_type)
-for _event in ("threshold", "exceeded"):
+for _event in ("threshold", "exceeded", "unpriced"):
     ALERTS.labels(_event)
 
 QUEUE = "relay.meter"
-_UNKNOWN_SECONDS = 10.0  # a model that Coder did not name may be new: ask again, but not for every message
-
-
-class PriceSettings(BaseModel, frozen=True, extra="forbid"):
-    """US dollars per million tokens of one model; what is left out has no price."""
-
-    input: Decimal | None = Field(None, ge=0)
-    output: Decimal | None = Field(None, ge=0)
-    cache_read: Decimal | None = Field(None, ge=0)
-    cache_write: Decimal | None = Field(None, ge=0)
 
 
 class PolicySettings(BaseModel, frozen=True, extra="forbid"):
@@ -65,7 +61,7 @@ class MeterSettings(BaseModel, frozen=True, extra="forbid"):
     prices: Mapping[str, PriceSettings] = {}
     policies: Sequence[PolicySettings] = ()
     prefetch: PositiveInt = 50
-    prices_seconds: PositiveFloat = 300.0  # Coder's prices are read again after so long
+    prices_seconds: PositiveFloat = 300.0  # what Coder says of prices and budgets is read again after so long
 
     @field_validator("policies")
     @classmethod
@@ -76,49 +72,6 @@ class MeterSettings(BaseModel, frozen=True, extra="forbid"):
         return policies
 
 
-class PriceBook:
-    """The price of a model: the settings' own first, then what Coder's model configs say."""
-
-    def __init__(self, settings: MeterSettings, upstream: Upstream | None, clock: Clock) -> None:
-        self._own = {
-            name: Price(name, p.input, p.output, p.cache_read, p.cache_write) for name, p in settings.prices.items()
-        }
-        self._upstream = upstream
-        self._clock = clock
-        self._lifetime = settings.prices_seconds
-        self._told: Mapping[UUID, Price] = {}
-        self._read_at: float | None = None
-
-    async def price(self, model_config_id: str) -> tuple[str, Price | None]:
-        """Name of the model and its price; None when nobody tells one. May raise `Unavailable`."""
-        try:
-            config = UUID(model_config_id)
-        except ValueError:
-            config = NOBODY
-        if self._older_than(self._lifetime if config in self._told else _UNKNOWN_SECONDS):
-            await self._read()
-        told = self._told.get(config)
-        name = told.model if told else model_config_id
-        return name, self._own.get(name) or self._own.get(model_config_id) or told
-
-    def _older_than(self, seconds: float) -> bool:
-        return self._read_at is None or self._clock.monotonic() - self._read_at > seconds
-
-    async def _read(self) -> None:
-        if self._upstream is None:
-            return
-        try:
-            prices = await self._upstream.model_prices()
-        except (Unauthorized, ChatRefused) as exc:
-            self._read_at = self._clock.monotonic()
-            log.warning("prices_refused", reason=str(exc))
-            return
-        self._read_at = self._clock.monotonic()
-        self._told = {
-            config: Price(p.model, p.input, p.output, p.cache_read, p.cache_write) for config, p in prices.items()
-        }
-
-
 class Meter:
     """The consumer of `relay.meter`."""
 
@@ -127,7 +80,9 @@ class Meter:
     ) -> None:
         self._bus = bus
         self._charges = charges
-        self._prices = PriceBook(settings, upstream, clock)
+        lifetime = settings.prices_seconds
+        self._prices = PriceBook(settings.prices, upstream, clock, lifetime_seconds=lifetime)
+        self._budgets = None if upstream is None else Budgets(upstream, clock, lifetime_seconds=lifetime)
         self._policies = [Policy(p.name, p.scope, p.period, p.limit_micros, p.levels) for p in settings.policies]
         self._inbox = Inbox("meter", QUEUE, bus=bus, clock=clock, prefetch=settings.prefetch)
         self._clock = clock
@@ -135,7 +90,15 @@ class Meter:
 
     async def run(self, report: Callable[[bool, str], None] = lambda ok, reason: None) -> None:
         """Work off the queue until cancelled."""
-        await self._inbox.work_off(self.handle, report)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._inbox.work_off(self.handle, report), name="charge")
+            if self._budgets is not None:
+                group.create_task(self._budgets.run(), name="budgets")
+
+    def status(self) -> dict[str, object]:
+        """For `/status`."""
+        budgets: dict[str, object] = {} if self._budgets is None else {"budgets": self._budgets.status()}
+        return {**self._prices.status(), "policies": [policy.name for policy in self._policies], **budgets}
 
     async def handle(self, event: Event) -> None:
         """Charge the message of an event, if it is one that costs.
@@ -153,9 +116,11 @@ class Meter:
         usage = message.get("usage")
         if not isinstance(usage, dict):
             return  # an interrupted step: it cost, but nobody says what
-        charge, price = await self._charge(event, message, usage)
+        charge, quote = await self._charge(event, message, usage)
+        price = quote.price
         if await self._charges.charge(charge):
             CHARGED.labels("unpriced" if charge.cost_micros is None else "priced").inc()
+            PRICED.labels(quote.source).inc()
             SPENT.inc(charge.cost_micros or 0)
             for name, count in tokens_of(usage).items():
                 TOKENS.labels(name).inc(cast(int, count))
@@ -165,12 +130,16 @@ class Meter:
             if stored is not None and stored != charge:
                 charge, price = stored, None
         await self._bus.publish([charged_event(event, charge, price)])
+        if self._budgets is not None:
+            self._budgets.charged(charge.chat.deployment, charge.chat.owner_id)
+        if unpriced(charge):
+            self._prices.unpriced(charge.model)
         for policy in self._policies:
             await self._judge(policy, event, charge)
         if self._alerts_waiting:
             await self._publish_alerts()
 
-    async def _charge(self, event: Event, message: JsonObject, usage: JsonObject) -> tuple[Charge, Price | None]:
+    async def _charge(self, event: Event, message: JsonObject, usage: JsonObject) -> tuple[Charge, Quote]:
         message_id = message.get("id")
         if type(message_id) is not int:
             raise BadEvent("a message without an integer id")
@@ -178,20 +147,20 @@ class Meter:
             at = datetime.fromisoformat(event.time)
         except ValueError as exc:
             raise BadEvent(f"time is not RFC 3339: {event.time!r}") from exc
-        model, price = await self._prices.price(str(message.get("model_config_id") or ""))
+        quote = await self._prices.quote(str(message.get("model_config_id") or ""))
         tokens = tokens_of(usage)
         return Charge(
             chat=event.chat,
             message_id=message_id,
             at=at,
-            model=model,
+            model=quote.model,
             input_tokens=tokens["input"],
             output_tokens=tokens["output"],
             reasoning_tokens=tokens["reasoning"],
             cache_read_tokens=tokens["cache_read"],
             cache_write_tokens=tokens["cache_write"],
-            cost_micros=cost_micros(tokens, price),
-        ), price
+            cost_micros=cost_micros(tokens, quote.price),
+        ), quote
 
     async def _judge(self, policy: Policy, event: Event, charge: Charge) -> None:
         chat = event.chat
@@ -199,11 +168,18 @@ class Meter:
         owner = chat.owner_id if policy.scope == "user" else None
         spend = await self._charges.spend(chat.deployment, owner_id=owner, start=bounds[0], end=bounds[1])
         for level in reached(policy, spend.cost_micros):
-            alert = limit_event(policy, level, spend, event, bounds)
-            if await self._charges.raise_alert(str(alert.id), alert):
-                self._alerts_waiting = True
-                ALERTS.labels(alert.event).inc()
+            if await self._raise(limit_event(policy, level, spend, event, bounds)):
                 log.info("limit_level_reached", policy=policy.name, percent=level, scope=policy.scope)
+        if unpriced(charge) and await self._raise(unpriced_event(policy, charge, spend, event, bounds)):
+            log.warning("limit_blind", policy=policy.name, model=charge.model, scope=policy.scope)
+
+    async def _raise(self, alert: Event) -> bool:
+        """Store an alert; True when it is new."""
+        if not await self._charges.raise_alert(str(alert.id), alert):
+            return False
+        self._alerts_waiting = True
+        ALERTS.labels(alert.event).inc()
+        return True
 
     async def _publish_alerts(self) -> None:
         for key, alert in await self._charges.unpublished_alerts():
@@ -245,6 +221,12 @@ def charged_event(event: Event, charge: Charge, price: Price | None) -> Event:
     )
 
 
+def unpriced(charge: Charge) -> bool:
+    """Whether a charge used something and nobody says what it costs."""
+    used = charge.input_tokens + charge.output_tokens + charge.cache_read_tokens + charge.cache_write_tokens
+    return charge.cost_micros is None and used > 0
+
+
 def limit_event(policy: Policy, level: int, spend: Spend, cause: Event, bounds: tuple[datetime, datetime]) -> Event:
     """`usage.threshold` or `usage.exceeded`. Its id says policy, scope, period and level, and nothing else."""
     chat = cause.chat
@@ -272,4 +254,25 @@ def limit_event(policy: Policy, level: int, spend: Spend, cause: Event, bounds: 
         session=cause.session,
         position=cause.position,
         subject=scope_id,
+    )
+
+
+def unpriced_event(
+    policy: Policy, charge: Charge, spend: Spend, cause: Event, bounds: tuple[datetime, datetime]
+) -> Event:
+    """`usage.unpriced`: the policy cannot count what a model costs. Once per policy, scope, period and model.
+
+    `evidence` has the model under `prices`, without a price, the message that showed it, and how many charges of the
+    scope and period were without a price until then.
+    """
+    limit = limit_event(policy, spend.cost_micros * 100 // policy.limit_micros, spend, cause, bounds)
+    data = cast(LimitData, limit.data)
+    evidence: Evidence = {
+        "charges": spend.unpriced,
+        "last_message_ids": [charge.message_id],
+        "prices": [{"model": charge.model}],
+    }
+    which = (policy.name, policy.scope, limit.subject, policy.period.value, data["period"]["start"], charge.model)
+    return replace(
+        limit, id=event_id(limit.chat, "unpriced", *which), event="unpriced", data={**data, "evidence": evidence}
     )

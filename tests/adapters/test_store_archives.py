@@ -378,3 +378,97 @@ async def test_what_is_unfinished_is_what_a_crash_may_have_left(store: Store) ->
     # An older version that was never sealed stays as it is: the chat went on behind it.
     assert await store.unfinished_archives(seal=True) == [replace(record(2), published=True)]
     assert await store.archives(SITE, other.chat_id) == [replace(record(1, other), published=True, sealed=True)]
+
+
+# --- what upstream deletes -----------------------------------------------------------------------------------------
+
+ARCHIVED_AT = datetime(2026, 2, 1, 10, 0, 0, 123456, tzinfo=UTC)
+ON = ARCHIVED_AT + timedelta(microseconds=1)
+
+
+def archived_upstream(place: tuple[int, int], updated_at: object = "2026-02-01T10:00:00.123456Z") -> Event:
+    return lifecycle("archived", place, archived=True, updated_at=updated_at)
+
+
+async def uncopied(store: Store, before: datetime = FAR, site: str = SITE) -> list[UUID]:
+    return [each.chat.chat_id for each in await store.endangered(site, archived_before=before)]
+
+
+@pytest.mark.parametrize(
+    ("updated_at", "since"),
+    [
+        ("2026-02-01T10:00:00.123456Z", ARCHIVED_AT),
+        ("2026-02-01T12:00:00.123456789+02:00", ARCHIVED_AT),
+        ("2026-02-01T10:00:00", datetime(1970, 1, 1, tzinfo=UTC)),
+        ("soon", datetime(1970, 1, 1, tzinfo=UTC)),
+        ("0001-01-01T00:00:00+10:00", datetime(1970, 1, 1, tzinfo=UTC)),
+        (None, datetime(1970, 1, 1, tzinfo=UTC)),
+    ],
+)
+async def test_since_when_a_chat_is_archived(store: Store, updated_at: object, since: datetime) -> None:
+    assert (await after(store, archived_upstream((1, 1), updated_at))).archived_at == since
+
+
+async def test_what_changes_on_an_archived_chat_does_not_put_off_its_end(store: Store) -> None:
+    later = lifecycle("updated", (1, 2), archived=True, title="new", updated_at="2026-02-20T10:00:00Z")
+    assert (await after(store, archived_upstream((1, 1)), later)).archived_at == ARCHIVED_AT
+    back = lifecycle("unarchived", (1, 3), archived=False, updated_at="2026-02-21T10:00:00Z")
+    assert (await after(store, back)).archived_at is None
+    again = await after(store, archived_upstream((1, 4), "2026-02-22T10:00:00Z"))
+    assert again.archived_at == datetime(2026, 2, 22, 10, tzinfo=UTC)
+
+
+async def test_an_archived_chat_is_endangered_until_a_copy_covers_it(store: Store) -> None:
+    await after(store, *whole_turn())
+    assert await uncopied(store) == []
+    collected = await after(store, archived_upstream((1, 5)))
+    assert await uncopied(store, ON) == [CHAT.chat_id]
+    assert await uncopied(store, ARCHIVED_AT) == []
+    assert await uncopied(store, FAR, "https://elsewhere.example") == []
+    await store.add_archive(record(), upto=collected.changed_at)
+    assert await uncopied(store) == []
+    await after(store, message(3, (1, 6)))  # Coder had more than the copy has
+    assert await uncopied(store) == [CHAT.chat_id]
+    await after(store, lifecycle("gone", (1, 7), archived=True))
+    assert await uncopied(store) == []
+
+
+async def test_an_archived_chat_of_which_nothing_else_is_known_is_endangered_too(store: Store) -> None:
+    await after(store, archived_upstream((1, 1)))
+    assert await uncopied(store) == [CHAT.chat_id]
+
+
+async def test_the_longest_archived_is_first(store: Store) -> None:
+    chats = [replace(CHAT, chat_id=UUID(int=number)) for number in (30, 20, 40)]
+    for chat, day in zip(chats, (5, 3, 4), strict=True):
+        data = {"chat": {"archived": True, "updated_at": f"2026-02-0{day}T00:00:00Z"}, "changed": []}
+        await store.collect(told("lifecycle", "archived", (1, 1), data, chat))
+    assert [chat.int for chat in await uncopied(store)] == [20, 40, 30]
+
+
+@pytest.mark.parametrize("state", [[], [status("running", (1, 3))], [status("requires_action", (1, 3))]])
+async def test_an_archived_chat_is_due_though_its_turn_never_ended(store: Store, state: list[Event]) -> None:
+    await after(store, message(1, (1, 1), role="user"), message(2, (1, 2)), *state)
+    assert await store.due(idle_since=FAR) == []
+    collected = await after(store, archived_upstream((1, 5)))
+    assert [each.chat for each in await store.due(idle_since=collected.changed_at)] == [CHAT]
+    assert await store.due(idle_since=collected.changed_at - timedelta(microseconds=1)) == []
+    await after(store, lifecycle("unarchived", (1, 6), archived=False))
+    assert await store.due(idle_since=FAR) == []
+
+
+async def test_a_family_is_copied_when_each_of_its_chats_is(store: Store) -> None:
+    child = ChatRef(SITE, UUID(int=11), UUID(int=1), CHAT.chat_id)
+    stranger = ChatRef(SITE, UUID(int=12), UUID(int=1), UUID(int=12))
+    await after(store, *whole_turn(), *whole_turn(stranger))
+    assert await store.family_copied(CHAT)
+    for event in whole_turn(child):
+        await store.collect(event)
+    assert not await store.family_copied(CHAT)
+    assert await store.family_copied(child)
+    collected = await store.collected(SITE, child.chat_id)
+    assert collected is not None
+    await store.add_archive(record(chat=child), upto=collected.changed_at)
+    assert await store.family_copied(CHAT)
+    await store.collect(message(3, (1, 6), chat=child))
+    assert not await store.family_copied(CHAT)

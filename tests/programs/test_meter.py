@@ -14,7 +14,8 @@ from relay.core.errors import Unavailable
 from relay.core.events import ChatRef, Event, MessageData, Origin, decode_event, event_id, utc
 from relay.core.usage import Period
 from relay.ports import Charges
-from relay.programs.meter import Meter, MeterSettings, PolicySettings, PriceSettings
+from relay.programs.meter import Meter, MeterSettings, PolicySettings
+from relay.programs.prices import PriceSettings
 from relay.simulator.state import ModelConfig
 from tests.programs.world import World, until, upstream_settings, while_running
 

@@ -23,7 +23,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-VERSION_TABLE = "relay_schema_version"
+VERSION_TABLE = "relay_schema_version"  # one row, as Alembic keeps it
+NEWEST = "0002"  # the newest migration: so much is known without asking Alembic
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -165,6 +166,8 @@ collected_chats = Table(
     _required("changed_at", Moment),
     Column("news_at", Moment),  # when the live messages last changed; null before the first
     Column("archived_upto", Moment),  # `changed_at` that the last archive covers; null before the first
+    Column("archived_at", Moment),  # when upstream archived it, or earlier; null: it is not archived, or gone
+    Index(None, "deployment", "root_chat_id"),
 )
 
 collected_messages = Table(
@@ -213,9 +216,23 @@ def unarchived() -> ColumnElement[bool]:
     return chats.news_at.is_not(None) & (chats.archived_upto.is_(None) | (chats.news_at > chats.archived_upto))
 
 
+def uncopied() -> ColumnElement[bool]:
+    """Chats that upstream has archived, and may delete, without an archive of ours that covers what is known."""
+    chats = collected_chats.c
+    no_copy = chats.archived_upto.is_(None) | (chats.news_at > chats.archived_upto)
+    return chats.archived_at.is_not(None) & no_copy
+
+
 Index(
     "ix_collected_chats_unarchived",
     collected_chats.c.changed_at,
     postgresql_where=unarchived(),
     sqlite_where=unarchived(),
+)
+
+Index(
+    "ix_collected_chats_uncopied",
+    collected_chats.c.archived_at,
+    postgresql_where=uncopied(),
+    sqlite_where=uncopied(),
 )
