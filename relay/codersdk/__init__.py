@@ -1,9 +1,10 @@
 """Client for the chats API of a Coder server, usable on its own."""
 
-from relay.codersdk.client import ChatFile, CoderClient
+from relay.codersdk.client import CHATS_PATH, CHATS_PATH_V2, ChatFile, CoderClient
 from relay.codersdk.codec import NIL_UUID, parse_decimal, parse_uuid
 from relay.codersdk.durations import DEFAULT_CHAT_WORKSPACE_TTL, parse_chat_workspace_ttl, parse_duration
 from relay.codersdk.enums import (
+    ChatErrorKind,
     ChatInputPartType,
     ChatMessagePartType,
     ChatMessageRole,
@@ -34,7 +35,8 @@ from relay.codersdk.errors import (
     Unauthorized,
     chat_usage_limit_exceeded_from,
 )
-from relay.codersdk.model import CoderModel, read_json, write_json
+from relay.codersdk.last_error import ChatError, ChatLastError
+from relay.codersdk.model import CoderModel, Since, read_json, write_json
 from relay.codersdk.models_chat import (
     Chat,
     ChatDiffContents,
@@ -48,6 +50,7 @@ from relay.codersdk.models_chat import (
     UploadChatFileResponse,
 )
 from relay.codersdk.models_costs import (
+    ChatCost,
     ChatCostChatBreakdown,
     ChatCostModelBreakdown,
     ChatCostSummary,
@@ -55,6 +58,8 @@ from relay.codersdk.models_costs import (
     ChatCostUserRollup,
     ChatCostUsersOptions,
     ChatCostUsersResponse,
+    UserAIBudget,
+    UserAISpend,
 )
 from relay.codersdk.models_insights import (
     PRInsightsModelBreakdown,
@@ -82,10 +87,14 @@ from relay.codersdk.models_messages import (
     ChatMessagesPaginationOptions,
     ChatMessagesResponse,
     ChatMessageUsage,
+    ChatPrompt,
+    ChatPromptsResponse,
     ChatQueuedMessage,
+    ChatToolResult,
     CreateChatMessageRequest,
     CreateChatMessageResponse,
     EditChatMessageRequest,
+    SubmitChatToolResultsRequest,
     chat_message_file,
     chat_message_file_reference,
     chat_message_reasoning,
@@ -124,7 +133,9 @@ from relay.codersdk.models_providers import (
 )
 from relay.codersdk.models_response import BuildInfo, Response, User, ValidationError
 from relay.codersdk.models_settings import (
+    ChatAutoArchiveDaysResponse,
     ChatDesktopEnabledResponse,
+    ChatRetentionDaysResponse,
     ChatSystemPrompt,
     ChatWorkspaceTTLResponse,
     UpdateChatDesktopEnabledRequest,
@@ -132,11 +143,13 @@ from relay.codersdk.models_settings import (
     UserChatCustomPrompt,
 )
 from relay.codersdk.models_stream import (
+    ChatStreamActionRequired,
     ChatStreamError,
     ChatStreamEvent,
     ChatStreamMessagePart,
     ChatStreamRetry,
     ChatStreamStatus,
+    ChatStreamToolCall,
     ChatWatchEvent,
     StreamEnvelope,
 )
@@ -145,6 +158,8 @@ from relay.codersdk.stream import READ_LIMIT, ChatStream, ChatWatch, StreamDecod
 from relay.codersdk.timestamp import ZERO_TIME, Timestamp
 
 __all__ = [
+    "CHATS_PATH",
+    "CHATS_PATH_V2",
     "DEFAULT_CHAT_WORKSPACE_TTL",
     "NIL_UUID",
     "READ_LIMIT",
@@ -152,6 +167,8 @@ __all__ = [
     "APIError",
     "BuildInfo",
     "Chat",
+    "ChatAutoArchiveDaysResponse",
+    "ChatCost",
     "ChatCostChatBreakdown",
     "ChatCostModelBreakdown",
     "ChatCostSummary",
@@ -162,10 +179,13 @@ __all__ = [
     "ChatDesktopEnabledResponse",
     "ChatDiffContents",
     "ChatDiffStatus",
+    "ChatError",
+    "ChatErrorKind",
     "ChatFile",
     "ChatGitChange",
     "ChatInputPart",
     "ChatInputPartType",
+    "ChatLastError",
     "ChatMessage",
     "ChatMessagePart",
     "ChatMessagePartType",
@@ -192,18 +212,24 @@ __all__ = [
     "ChatModelVercelGatewayProviderOptions",
     "ChatModelVercelProviderOptions",
     "ChatModelsResponse",
+    "ChatPrompt",
+    "ChatPromptsResponse",
     "ChatProviderConfig",
     "ChatProviderConfigSource",
     "ChatQueuedMessage",
+    "ChatRetentionDaysResponse",
     "ChatStatus",
     "ChatStream",
+    "ChatStreamActionRequired",
     "ChatStreamError",
     "ChatStreamEvent",
     "ChatStreamEventType",
     "ChatStreamMessagePart",
     "ChatStreamRetry",
     "ChatStreamStatus",
+    "ChatStreamToolCall",
     "ChatSystemPrompt",
+    "ChatToolResult",
     "ChatUsageLimitConfig",
     "ChatUsageLimitConfigResponse",
     "ChatUsageLimitExceeded",
@@ -246,10 +272,12 @@ __all__ = [
     "Response",
     "ServerError",
     "ServerSentEventType",
+    "Since",
     "StreamBroken",
     "StreamChatOptions",
     "StreamDecoder",
     "StreamEnvelope",
+    "SubmitChatToolResultsRequest",
     "Timestamp",
     "Unauthorized",
     "UpdateChatDesktopEnabledRequest",
@@ -263,6 +291,8 @@ __all__ = [
     "UpsertChatUsageLimitGroupOverrideRequest",
     "UpsertChatUsageLimitOverrideRequest",
     "User",
+    "UserAIBudget",
+    "UserAISpend",
     "UserChatCustomPrompt",
     "ValidationError",
     "all_chat_message_part_types",

@@ -22,10 +22,12 @@ from relay.codersdk.models_chat import (
     UploadChatFileResponse,
 )
 from relay.codersdk.models_costs import (
+    ChatCost,
     ChatCostSummary,
     ChatCostSummaryOptions,
     ChatCostUsersOptions,
     ChatCostUsersResponse,
+    UserAISpend,
 )
 from relay.codersdk.models_insights import PRInsightsResponse
 from relay.codersdk.models_limits import (
@@ -42,9 +44,13 @@ from relay.codersdk.models_messages import (
     ChatMessage,
     ChatMessagesPaginationOptions,
     ChatMessagesResponse,
+    ChatPrompt,
+    ChatPromptsResponse,
+    ChatToolResult,
     CreateChatMessageRequest,
     CreateChatMessageResponse,
     EditChatMessageRequest,
+    SubmitChatToolResultsRequest,
 )
 from relay.codersdk.models_providers import (
     ChatModelCallConfig,
@@ -58,7 +64,9 @@ from relay.codersdk.models_providers import (
 )
 from relay.codersdk.models_response import BuildInfo, User
 from relay.codersdk.models_settings import (
+    ChatAutoArchiveDaysResponse,
     ChatDesktopEnabledResponse,
+    ChatRetentionDaysResponse,
     ChatSystemPrompt,
     ChatWorkspaceTTLResponse,
     UpdateChatDesktopEnabledRequest,
@@ -85,7 +93,11 @@ InputParts = str | Sequence[ChatInputPart] | None
 Moment = Timestamp | datetime
 """A datetime needs a time zone."""
 
-_CHATS = "/api/experimental/chats"
+CHATS_PATH = "/api/experimental/chats"
+"""Where the chats API is until 2.37."""
+
+CHATS_PATH_V2 = "/api/v2/chats"
+"""Where it is since 2.37, and since 2.38 only there."""
 
 
 class ChatFile(NamedTuple):
@@ -111,6 +123,7 @@ class CoderClient:
         timeout: Seconds for connecting, and between two pieces of an answer.
         user_agent: How the client calls itself.
         ssl_context: Instead of the system's certificates.
+        chats_path: Where the server has the API: `CHATS_PATH`, or `CHATS_PATH_V2` since 2.37.
 
     Raises:
         InvalidRequest: `url` or `token` cannot be used. So may every call: what it was given cannot be sent.
@@ -127,11 +140,13 @@ class CoderClient:
         timeout: float = 30.0,
         user_agent: str | None = None,
         ssl_context: "ssl.SSLContext | None" = None,
+        chats_path: str = CHATS_PATH,
     ) -> None:
         from relay.codersdk.server import Server  # noqa: PLC0415
         from relay.codersdk.transport import Transport  # noqa: PLC0415
 
         self._server = Server(url, token, user_agent=user_agent, ssl_context=ssl_context)
+        self._chats = chats_path.rstrip("/")
         self._timeout = timeout
         self._transport = Transport(self._server, timeout=timeout)
 
@@ -164,11 +179,11 @@ class CoderClient:
             offset: How many to pass over.
         """
         options = _checked(ListChatsOptions, query=query, after_id=after_id, limit=limit, offset=offset)
-        return await self._get(list[Chat], _CHATS + _query_of(options, query="q"))
+        return await self._get(list[Chat], self._chats + _query_of(options, query="q"))
 
     async def get_chat(self, chat_id: UUID) -> Chat:
         """One chat. Go: `codersdk.Client.GetChat`."""
-        return await self._get(Chat, f"{_CHATS}/{chat_id}")
+        return await self._get(Chat, f"{self._chats}/{chat_id}")
 
     async def create_chat(
         self,
@@ -177,6 +192,7 @@ class CoderClient:
         workspace_id: UUID | None = None,
         model_config_id: UUID | None = None,
         mcp_server_ids: Sequence[UUID] = (),
+        organization_id: UUID | None = None,
     ) -> Chat:
         """Begin a chat. Go: `codersdk.Client.CreateChat`.
 
@@ -185,6 +201,7 @@ class CoderClient:
             workspace_id: The workspace that the agent works in; without it the agent makes one when it needs to.
             model_config_id: From `list_chat_model_configs`. Plain members have to name one.
             mcp_server_ids: Servers that the agent may use.
+            organization_id: Required since 2.33; older servers do not look at it.
 
         Raises:
             ChatUsageLimitExceeded: The user's limit is used up.
@@ -195,13 +212,14 @@ class CoderClient:
             workspace_id=workspace_id,
             model_config_id=model_config_id,
             mcp_server_ids=list(mcp_server_ids),
+            organization_id=organization_id,
         )
-        return await self._call(Chat, "POST", _CHATS, request, success=201, may_be_limit=True)
+        return await self._call(Chat, "POST", self._chats, request, success=201, may_be_limit=True)
 
     async def update_chat(self, chat_id: UUID, *, title: str | None = None, archived: bool | None = None) -> None:
         """Archive a chat or take it back; this server ignores the title. Go: `codersdk.Client.UpdateChat`."""
         request = _checked(UpdateChatRequest, title=title, archived=archived)
-        await self._command("PATCH", f"{_CHATS}/{chat_id}", request)
+        await self._command("PATCH", f"{self._chats}/{chat_id}", request)
 
     async def archive_chat(self, chat_id: UUID) -> None:
         """Archive a chat and its sub-agents. Raises APIError (400) when it is archived already."""
@@ -213,28 +231,31 @@ class CoderClient:
 
     async def interrupt_chat(self, chat_id: UUID) -> Chat:
         """Stop the agent; what it wrote so far is kept. Go: `codersdk.Client.InterruptChat`."""
-        return await self._call(Chat, "POST", f"{_CHATS}/{chat_id}/interrupt")
+        return await self._call(Chat, "POST", f"{self._chats}/{chat_id}/interrupt")
 
     async def get_chat_git_changes(self, chat_id: UUID) -> list[ChatGitChange]:
         """Files that changed; servers of this version answer 404. Go: `codersdk.Client.GetChatGitChanges`."""
-        return await self._get(list[ChatGitChange], f"{_CHATS}/{chat_id}/git-changes")
+        return await self._get(list[ChatGitChange], f"{self._chats}/{chat_id}/git-changes")
 
     async def get_chat_diff_contents(self, chat_id: UUID) -> ChatDiffContents:
         """The diff of a chat's branch or pull request. Go: `codersdk.Client.GetChatDiffContents`."""
-        return await self._get(ChatDiffContents, f"{_CHATS}/{chat_id}/diff")
+        return await self._get(ChatDiffContents, f"{self._chats}/{chat_id}/diff")
 
     # --- messages --------------------------------------------------------------------------------------------------
 
-    async def get_chat_messages(self, chat_id: UUID, *, before_id: int = 0, limit: int = 0) -> ChatMessagesResponse:
+    async def get_chat_messages(
+        self, chat_id: UUID, *, before_id: int = 0, limit: int = 0, after_id: int = 0
+    ) -> ChatMessagesResponse:
         """A page of messages, newest first. Go: `codersdk.Client.GetChatMessages`.
 
         Args:
             chat_id: The chat.
             before_id: The lowest id of the page before; 0 for the newest page, which alone has the queue.
             limit: 1 to 200; 0 for the server's 50.
+            after_id: Since 2.33: those with a higher id, oldest first. Older servers ignore it, so look at the order.
         """
-        options = _checked(ChatMessagesPaginationOptions, before_id=before_id, limit=limit)
-        return await self._get(ChatMessagesResponse, f"{_CHATS}/{chat_id}/messages{_query_of(options)}")
+        options = _checked(ChatMessagesPaginationOptions, before_id=before_id, limit=limit, after_id=after_id)
+        return await self._get(ChatMessagesResponse, f"{self._chats}/{chat_id}/messages{_query_of(options)}")
 
     async def create_chat_message(
         self,
@@ -243,6 +264,7 @@ class CoderClient:
         *,
         model_config_id: UUID | None = None,
         mcp_server_ids: Sequence[UUID] | None = None,
+        busy_behavior: str = "",
     ) -> CreateChatMessageResponse:
         """Send a message; while the agent works it waits in the queue. Go: `codersdk.Client.CreateChatMessage`.
 
@@ -251,6 +273,7 @@ class CoderClient:
             content: The message.
             model_config_id: Another model than before.
             mcp_server_ids: Servers that the agent may use from now on; None leaves them as they are.
+            busy_behavior: Since 2.32: `interrupt` stops an agent at work, `queue` waits for it.
 
         Raises:
             ChatUsageLimitExceeded: The limit of the chat's owner is used up.
@@ -260,8 +283,9 @@ class CoderClient:
             content=_parts(content),
             model_config_id=model_config_id,
             mcp_server_ids=None if mcp_server_ids is None else list(mcp_server_ids),
+            busy_behavior=busy_behavior,
         )
-        path = f"{_CHATS}/{chat_id}/messages"
+        path = f"{self._chats}/{chat_id}/messages"
         return await self._call(CreateChatMessageResponse, "POST", path, request, may_be_limit=True)
 
     async def edit_chat_message(self, chat_id: UUID, message_id: int, content: InputParts) -> ChatMessage:
@@ -273,16 +297,29 @@ class CoderClient:
             ChatUsageLimitExceeded: The limit of the chat's owner is used up.
         """
         request = _checked(EditChatMessageRequest, content=_parts(content))
-        path = f"{_CHATS}/{chat_id}/messages/{message_id}"
+        path = f"{self._chats}/{chat_id}/messages/{message_id}"
         return await self._call(ChatMessage, "PATCH", path, request, may_be_limit=True)
 
     async def delete_chat_queued_message(self, chat_id: UUID, queued_message_id: int) -> None:
         """Take a message out of the queue; one that is not there is no error. The Go SDK has no call for it."""
-        await self._command("DELETE", f"{_CHATS}/{chat_id}/queue/{queued_message_id}")
+        await self._command("DELETE", f"{self._chats}/{chat_id}/queue/{queued_message_id}")
 
     async def promote_chat_queued_message(self, chat_id: UUID, queued_message_id: int) -> ChatMessage:
         """Send a queued message now; what the agent is writing is lost. The Go SDK has no call for it."""
-        return await self._call(ChatMessage, "POST", f"{_CHATS}/{chat_id}/queue/{queued_message_id}/promote")
+        return await self._call(ChatMessage, "POST", f"{self._chats}/{chat_id}/queue/{queued_message_id}/promote")
+
+    async def submit_chat_tool_results(self, chat_id: UUID, results: Sequence[ChatToolResult]) -> None:
+        """Give the results that a chat with status `requires_action` waits for, all at once. Since 2.33.
+
+        Raises APIError (400) when one is missing, Conflict when the chat does not wait for any.
+        """
+        request = _checked(SubmitChatToolResultsRequest, results=list(results))
+        await self._command("POST", f"{self._chats}/{chat_id}/tool-results", request)
+
+    async def get_chat_prompts(self, chat_id: UUID) -> list[ChatPrompt]:
+        """What the user sent in a chat, as text. Since 2.34."""
+        answer = await self._get(ChatPromptsResponse, f"{self._chats}/{chat_id}/prompts")
+        return answer.prompts or []
 
     # --- streams ---------------------------------------------------------------------------------------------------
 
@@ -291,6 +328,7 @@ class CoderClient:
         chat_id: UUID,
         *,
         after_id: int | None = None,
+        after_revision: int | None = None,
         read_limit: int = READ_LIMIT,
         ping_interval: float | None = 20.0,
         ping_timeout: float | None = 20.0,
@@ -304,12 +342,18 @@ class CoderClient:
         Args:
             chat_id: The chat.
             after_id: Leave out the messages up to this one.
+            after_revision: About since 2.38: a `history_version` up to which all is known; older servers ignore it.
             read_limit: Bytes of the largest frame; a larger one ends the stream with an error.
             ping_interval: Seconds between two questions whether the server is still there; None asks never.
             ping_timeout: Seconds to wait for the answer.
         """
         frames = self.stream_chat_frames(
-            chat_id, after_id=after_id, read_limit=read_limit, ping_interval=ping_interval, ping_timeout=ping_timeout
+            chat_id,
+            after_id=after_id,
+            after_revision=after_revision,
+            read_limit=read_limit,
+            ping_interval=ping_interval,
+            ping_timeout=ping_timeout,
         )
         return ChatStream(frames, chat_id)
 
@@ -318,13 +362,15 @@ class CoderClient:
         chat_id: UUID,
         *,
         after_id: int | None = None,
+        after_revision: int | None = None,
         read_limit: int = READ_LIMIT,
         ping_interval: float | None = 20.0,
         ping_timeout: float | None = 20.0,
     ) -> "FrameStream":
         """As `stream_chat`, but the text of each frame, to be read by `StreamDecoder` or otherwise."""
-        options = _checked(StreamChatOptions, after_id=after_id)
-        path = f"{_CHATS}/{chat_id}/stream" + ("" if options.after_id is None else f"?after_id={options.after_id}")
+        options = _checked(StreamChatOptions, after_id=after_id, after_revision=after_revision)
+        asked = {name: str(value) for name, value in options if value is not None}
+        path = f"{self._chats}/{chat_id}/stream{query(asked)}"
         return self._frames(path, read_limit, ping_interval, ping_timeout)
 
     def watch_chats(
@@ -335,7 +381,7 @@ class CoderClient:
         ping_timeout: float | None = 20.0,
     ) -> ChatWatch:
         """What happens to the user's own chats, from now on. The Go SDK has no call for it."""
-        return ChatWatch(self._frames(f"{_CHATS}/watch", read_limit, ping_interval, ping_timeout))
+        return ChatWatch(self._frames(f"{self._chats}/watch", read_limit, ping_interval, ping_timeout))
 
     def _frames(
         self, path: str, read_limit: int, ping_interval: float | None, ping_timeout: float | None
@@ -367,13 +413,13 @@ class CoderClient:
         headers = [("Content-Type", content_type)]
         if filename:
             headers.append(("Content-Disposition", content_disposition(filename)))
-        path = f"{_CHATS}/files?organization={organization_id}"
+        path = f"{self._chats}/files?organization={organization_id}"
         answer = await self._transport.send("POST", path, data, headers)
         return _success(UploadChatFileResponse, answer, 201)
 
     async def get_chat_file(self, file_id: UUID) -> ChatFile:
         """An uploaded file. Go: `codersdk.Client.GetChatFile`."""
-        answer = await self._transport.send("GET", f"{_CHATS}/files/{file_id}")
+        answer = await self._transport.send("GET", f"{self._chats}/files/{file_id}")
         if answer.status_code != 200:
             raise answer.refusal()
         return ChatFile(answer.body, answer.content_type)
@@ -382,49 +428,58 @@ class CoderClient:
 
     async def get_chat_system_prompt(self) -> ChatSystemPrompt:
         """The deployment's system prompt. Go: `codersdk.Client.GetChatSystemPrompt`."""
-        return await self._get(ChatSystemPrompt, f"{_CHATS}/config/system-prompt")
+        return await self._get(ChatSystemPrompt, f"{self._chats}/config/system-prompt")
 
     async def update_chat_system_prompt(self, system_prompt: str) -> None:
         """Set it, for chats to come; for administrators. Go: `codersdk.Client.UpdateChatSystemPrompt`."""
         request = _checked(ChatSystemPrompt, system_prompt=system_prompt)
-        await self._command("PUT", f"{_CHATS}/config/system-prompt", request)
+        await self._command("PUT", f"{self._chats}/config/system-prompt", request)
 
     async def get_user_chat_custom_prompt(self) -> UserChatCustomPrompt:
         """The user's own prompt. Go: `codersdk.Client.GetUserChatCustomPrompt`."""
-        return await self._get(UserChatCustomPrompt, f"{_CHATS}/config/user-prompt")
+        return await self._get(UserChatCustomPrompt, f"{self._chats}/config/user-prompt")
 
     async def update_user_chat_custom_prompt(self, custom_prompt: str) -> UserChatCustomPrompt:
         """Set it; comes back as it was stored. Go: `codersdk.Client.UpdateUserChatCustomPrompt`."""
         request = _checked(UserChatCustomPrompt, custom_prompt=custom_prompt)
-        return await self._call(UserChatCustomPrompt, "PUT", f"{_CHATS}/config/user-prompt", request)
+        return await self._call(UserChatCustomPrompt, "PUT", f"{self._chats}/config/user-prompt", request)
 
     async def get_chat_desktop_enabled(self) -> ChatDesktopEnabledResponse:
         """Whether agents get a desktop. Go: `codersdk.Client.GetChatDesktopEnabled`."""
-        return await self._get(ChatDesktopEnabledResponse, f"{_CHATS}/config/desktop-enabled")
+        return await self._get(ChatDesktopEnabledResponse, f"{self._chats}/config/desktop-enabled")
 
     async def update_chat_desktop_enabled(self, enable_desktop: bool) -> None:
         """Set it; for administrators. Go: `codersdk.Client.UpdateChatDesktopEnabled`."""
         request = _checked(UpdateChatDesktopEnabledRequest, enable_desktop=enable_desktop)
-        await self._command("PUT", f"{_CHATS}/config/desktop-enabled", request)
+        await self._command("PUT", f"{self._chats}/config/desktop-enabled", request)
 
     async def get_chat_workspace_ttl(self) -> ChatWorkspaceTTLResponse:
         """How long chat workspaces live. Go: `codersdk.Client.GetChatWorkspaceTTL`."""
-        return await self._get(ChatWorkspaceTTLResponse, f"{_CHATS}/config/workspace-ttl")
+        return await self._get(ChatWorkspaceTTLResponse, f"{self._chats}/config/workspace-ttl")
 
     async def update_chat_workspace_ttl(self, workspace_ttl_ms: int) -> None:
         """Set it in milliseconds, 0 or a minute to 30 days. Go: `codersdk.Client.UpdateChatWorkspaceTTL`."""
         request = _checked(UpdateChatWorkspaceTTLRequest, workspace_ttl_ms=workspace_ttl_ms)
-        await self._command("PUT", f"{_CHATS}/config/workspace-ttl", request)
+        await self._command("PUT", f"{self._chats}/config/workspace-ttl", request)
+
+    async def get_chat_retention_days(self) -> int:
+        """Days after which an archived chat is deleted for good; 0: never. Since 2.33."""
+        return (await self._get(ChatRetentionDaysResponse, f"{self._chats}/config/retention-days")).retention_days
+
+    async def get_chat_auto_archive_days(self) -> int:
+        """Days without activity after which the server archives a chat; 0: never. Since 2.33."""
+        path = f"{self._chats}/config/auto-archive-days"
+        return (await self._get(ChatAutoArchiveDaysResponse, path)).auto_archive_days
 
     # --- providers and models --------------------------------------------------------------------------------------
 
     async def list_chat_models(self) -> ChatModelsResponse:
         """The models that can be chosen. Go: `codersdk.Client.ListChatModels`."""
-        return await self._get(ChatModelsResponse, f"{_CHATS}/models")
+        return await self._get(ChatModelsResponse, f"{self._chats}/models")
 
     async def list_chat_providers(self) -> list[ChatProviderConfig]:
         """All providers that the server knows; for administrators. Go: `codersdk.Client.ListChatProviders`."""
-        return await self._get(list[ChatProviderConfig], f"{_CHATS}/providers")
+        return await self._get(list[ChatProviderConfig], f"{self._chats}/providers")
 
     async def create_chat_provider(
         self,
@@ -444,7 +499,7 @@ class CoderClient:
             base_url=base_url,
             enabled=enabled,
         )
-        return await self._call(ChatProviderConfig, "POST", f"{_CHATS}/providers", request, success=201)
+        return await self._call(ChatProviderConfig, "POST", f"{self._chats}/providers", request, success=201)
 
     async def update_chat_provider(
         self,
@@ -463,15 +518,15 @@ class CoderClient:
             base_url=base_url,
             enabled=enabled,
         )
-        return await self._call(ChatProviderConfig, "PATCH", f"{_CHATS}/providers/{provider_id}", request)
+        return await self._call(ChatProviderConfig, "PATCH", f"{self._chats}/providers/{provider_id}", request)
 
     async def delete_chat_provider(self, provider_id: UUID) -> None:
         """Delete a provider and its models. Go: `codersdk.Client.DeleteChatProvider`."""
-        await self._command("DELETE", f"{_CHATS}/providers/{provider_id}")
+        await self._command("DELETE", f"{self._chats}/providers/{provider_id}")
 
     async def list_chat_model_configs(self) -> list[ChatModelConfig]:
         """The models as they are set up; members see those in use. Go: `codersdk.Client.ListChatModelConfigs`."""
-        return await self._get(list[ChatModelConfig], f"{_CHATS}/model-configs")
+        return await self._get(list[ChatModelConfig], f"{self._chats}/model-configs")
 
     async def create_chat_model_config(
         self,
@@ -507,7 +562,7 @@ class CoderClient:
             compression_threshold=compression_threshold,
             call_config=call_config,
         )
-        return await self._call(ChatModelConfig, "POST", f"{_CHATS}/model-configs", request, success=201)
+        return await self._call(ChatModelConfig, "POST", f"{self._chats}/model-configs", request, success=201)
 
     async def update_chat_model_config(
         self,
@@ -534,11 +589,11 @@ class CoderClient:
             compression_threshold=compression_threshold,
             call_config=call_config,
         )
-        return await self._call(ChatModelConfig, "PATCH", f"{_CHATS}/model-configs/{model_config_id}", request)
+        return await self._call(ChatModelConfig, "PATCH", f"{self._chats}/model-configs/{model_config_id}", request)
 
     async def delete_chat_model_config(self, model_config_id: UUID) -> None:
         """Delete a model; chats that use it go on with the default. Go: `codersdk.Client.DeleteChatModelConfig`."""
-        await self._command("DELETE", f"{_CHATS}/model-configs/{model_config_id}")
+        await self._command("DELETE", f"{self._chats}/model-configs/{model_config_id}")
 
     # --- costs and limits ------------------------------------------------------------------------------------------
 
@@ -552,7 +607,7 @@ class CoderClient:
             start_date, end_date: From the first to before the second, in whole seconds; None: the last 30 days.
         """
         options = _checked(ChatCostSummaryOptions, start_date=start_date, end_date=end_date)
-        return await self._get(ChatCostSummary, f"{_CHATS}/cost/{user}/summary{_query_of(options)}")
+        return await self._get(ChatCostSummary, f"{self._chats}/cost/{user}/summary{_query_of(options)}")
 
     async def get_chat_cost_users(
         self,
@@ -579,22 +634,30 @@ class CoderClient:
             limit=limit,
             offset=offset,
         )
-        return await self._get(ChatCostUsersResponse, f"{_CHATS}/cost/users{_query_of(options)}")
+        return await self._get(ChatCostUsersResponse, f"{self._chats}/cost/users{_query_of(options)}")
+
+    async def get_chat_cost(self, chat_id: UUID) -> ChatCost:
+        """What a chat with its sub-agents cost so far. Since 2.36."""
+        return await self._get(ChatCost, f"{self._chats}/{chat_id}/cost")
+
+    async def get_user_ai_spend(self, user: str | UUID = "me") -> UserAISpend:
+        """What a user has spent of an AI Gateway budget. Since 2.36; Forbidden without a licence, else NotFound."""
+        return await self._get(UserAISpend, f"/api/v2/users/{user}/ai/spend")
 
     async def get_pr_insights(
         self, *, start_date: Moment | None = None, end_date: Moment | None = None
     ) -> PRInsightsResponse:
         """Pull requests that chats made; for administrators and auditors. The Go SDK has no call for it."""
         options = _checked(ChatCostSummaryOptions, start_date=start_date, end_date=end_date)
-        return await self._get(PRInsightsResponse, f"{_CHATS}/insights/pull-requests{_query_of(options)}")
+        return await self._get(PRInsightsResponse, f"{self._chats}/insights/pull-requests{_query_of(options)}")
 
     async def get_my_chat_usage_limit_status(self) -> ChatUsageLimitStatus:
         """What the user has spent and may spend. Go: `codersdk.Client.GetMyChatUsageLimitStatus`."""
-        return await self._get(ChatUsageLimitStatus, f"{_CHATS}/usage-limits/status")
+        return await self._get(ChatUsageLimitStatus, f"{self._chats}/usage-limits/status")
 
     async def get_chat_usage_limit_config(self) -> ChatUsageLimitConfigResponse:
         """All limits; for administrators and auditors. Go: `codersdk.Client.GetChatUsageLimitConfig`."""
-        return await self._get(ChatUsageLimitConfigResponse, f"{_CHATS}/usage-limits")
+        return await self._get(ChatUsageLimitConfigResponse, f"{self._chats}/usage-limits")
 
     async def update_chat_usage_limit_config(
         self,
@@ -613,12 +676,14 @@ class CoderClient:
         request = _checked(
             ChatUsageLimitConfig, spend_limit_micros=spend_limit_micros, period=period, updated_at=updated_at
         )
-        return await self._call(ChatUsageLimitConfig, "PUT", f"{_CHATS}/usage-limits", request)
+        return await self._call(ChatUsageLimitConfig, "PUT", f"{self._chats}/usage-limits", request)
 
     async def upsert_chat_usage_limit_override(self, user_id: UUID, spend_limit_micros: int) -> ChatUsageLimitOverride:
         """Give a user an own limit. Go: `codersdk.Client.UpsertChatUsageLimitOverride`."""
         request = _checked(UpsertChatUsageLimitOverrideRequest, spend_limit_micros=spend_limit_micros)
-        return await self._call(ChatUsageLimitOverride, "PUT", f"{_CHATS}/usage-limits/overrides/{user_id}", request)
+        return await self._call(
+            ChatUsageLimitOverride, "PUT", f"{self._chats}/usage-limits/overrides/{user_id}", request
+        )
 
     async def update_chat_user_usage_limit_override(
         self, user_id: UUID, spend_limit_micros: int
@@ -628,7 +693,7 @@ class CoderClient:
 
     async def delete_chat_usage_limit_override(self, user_id: UUID) -> None:
         """Take a user's own limit away. Go: `codersdk.Client.DeleteChatUsageLimitOverride`."""
-        await self._command("DELETE", f"{_CHATS}/usage-limits/overrides/{user_id}")
+        await self._command("DELETE", f"{self._chats}/usage-limits/overrides/{user_id}")
 
     async def delete_chat_user_usage_limit_override(self, user_id: UUID) -> None:
         """An older name. Go: `codersdk.Client.DeleteChatUserUsageLimitOverride`."""
@@ -639,12 +704,12 @@ class CoderClient:
     ) -> ChatUsageLimitGroupOverride:
         """Give a group a limit. Go: `codersdk.Client.UpsertChatUsageLimitGroupOverride`."""
         request = _checked(UpsertChatUsageLimitGroupOverrideRequest, spend_limit_micros=spend_limit_micros)
-        path = f"{_CHATS}/usage-limits/group-overrides/{group_id}"
+        path = f"{self._chats}/usage-limits/group-overrides/{group_id}"
         return await self._call(ChatUsageLimitGroupOverride, "PUT", path, request)
 
     async def delete_chat_usage_limit_group_override(self, group_id: UUID) -> None:
         """Take a group's limit away. Go: `codersdk.Client.DeleteChatUsageLimitGroupOverride`."""
-        await self._command("DELETE", f"{_CHATS}/usage-limits/group-overrides/{group_id}")
+        await self._command("DELETE", f"{self._chats}/usage-limits/group-overrides/{group_id}")
 
     # --- who and where ---------------------------------------------------------------------------------------------
 

@@ -9,6 +9,15 @@ _UNKNOWN = "UNKNOWN"
 class OpenEnum(StrEnum):
     """An enum that is not closed: a value without a name makes a member of its own, equal to its text."""
 
+    since: str
+    """The server version that first uses the word, such as "2.33"; empty for those of the seed."""
+
+    def __new__(cls, value: str, since: str = "") -> Self:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.since = since
+        return member
+
     @classmethod
     def _missing_(cls, value: object) -> Self | None:
         if not isinstance(value, str):
@@ -16,6 +25,7 @@ class OpenEnum(StrEnum):
         member = str.__new__(cls, value)
         member._name_ = _UNKNOWN
         member._value_ = str(value)
+        member.since = ""
         return member
 
     @property
@@ -25,7 +35,7 @@ class OpenEnum(StrEnum):
 
 
 class ChatStatus(OpenEnum):
-    """State of a chat; the server makes only WAITING, PENDING, RUNNING and ERROR. Go: `codersdk.ChatStatus`."""
+    """State of a chat; the seed's server makes only WAITING, PENDING, RUNNING and ERROR. Go: `codersdk.ChatStatus`."""
 
     WAITING = "waiting"
     PENDING = "pending"
@@ -33,6 +43,10 @@ class ChatStatus(OpenEnum):
     PAUSED = "paused"
     COMPLETED = "completed"
     ERROR = "error"
+    REQUIRES_ACTION = "requires_action", "2.33"
+    """It waits for the results of tools that the client runs. Since 2.33."""
+    INTERRUPTING = "interrupting", "2.35"
+    """It was told to stop and has not yet. Since 2.35."""
 
 
 class ChatMessageRole(OpenEnum):
@@ -54,11 +68,15 @@ class ChatMessagePartType(OpenEnum):
     SOURCE = "source"
     FILE = "file"
     FILE_REFERENCE = "file-reference"
+    CONTEXT_FILE = "context-file", "2.32"
+    """Since 2.32."""
+    SKILL = "skill", "2.32"
+    """Since 2.32."""
 
 
 def all_chat_message_part_types() -> list[ChatMessagePartType]:
-    """Every type with a name, in the order of the SDK. Go: `codersdk.AllChatMessagePartTypes`."""
-    return list(ChatMessagePartType)
+    """Every type that the seed has, in its order. Go: `codersdk.AllChatMessagePartTypes`."""
+    return [each for each in ChatMessagePartType if not each.since]
 
 
 class ChatInputPartType(OpenEnum):
@@ -93,6 +111,30 @@ class ChatStreamEventType(OpenEnum):
     ERROR = "error"
     QUEUE_UPDATE = "queue_update"
     RETRY = "retry"
+    ACTION_REQUIRED = "action_required", "2.33"
+    """The chat waits for the results of tools. Since 2.33."""
+    PREVIEW_RESET = "preview_reset", "2.35"
+    """The parts so far are void, or what they became is a message now. Since 2.35."""
+    HISTORY_RESET = "history_reset", "2.35"
+    """The messages that follow are all there are. Since 2.35."""
+
+
+class ChatErrorKind(OpenEnum):
+    """Why a turn failed. Since 2.34; older servers send some of these in errors and retries of the stream."""
+
+    GENERIC = "generic", "2.34"
+    OVERLOADED = "overloaded", "2.34"
+    RATE_LIMIT = "rate_limit", "2.34"
+    TIMEOUT = "timeout", "2.34"
+    STARTUP_TIMEOUT = "startup_timeout", "2.34"
+    """Until 2.34, then STREAM_SILENCE_TIMEOUT."""
+    STREAM_SILENCE_TIMEOUT = "stream_silence_timeout", "2.35"
+    AUTH = "auth", "2.34"
+    CONFIG = "config", "2.34"
+    USAGE_LIMIT = "usage_limit", "2.34"
+    MISSING_KEY = "missing_key", "2.34"
+    PROVIDER_DISABLED = "provider_disabled", "2.34"
+    CONTENT_FILTER = "content_filter", "2.36"
 
 
 class ServerSentEventType(OpenEnum):
@@ -125,3 +167,11 @@ class ChatWatchEventKind(OpenEnum):
     STATUS_CHANGE = "status_change"
     TITLE_CHANGE = "title_change"
     DIFF_STATUS_CHANGE = "diff_status_change"
+    ACTION_REQUIRED = "action_required", "2.33"
+    """Since 2.33. From 2.35 on there is no STATUS_CHANGE beside it."""
+    SUMMARY_CHANGE = "summary_change", "2.34"
+    """Since 2.34: `last_turn_summary`."""
+    CONTEXT_DIRTY = "context_dirty", "2.35"
+    """Since 2.35."""
+    CHAT_SUMMARY_CHANGE = "chat_summary_change", "2.36"
+    """Since 2.36: `summary`."""

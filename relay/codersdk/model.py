@@ -29,6 +29,18 @@ OMIT_EMPTY: Final = object()
 """Marks a field that is left out of the JSON when it is false, 0, "", empty or None. Go: the tag `omitempty`."""
 
 Omit = Annotated[T, OMIT_EMPTY]
+
+
+@dataclass(frozen=True, slots=True)
+class Since:
+    """Marks a field that the Go SDK at the seed does not have: `version` of the server that first sends or takes it.
+
+    An older server leaves it out, and so does our JSON while it is empty: the seed's own bytes stay what they are.
+    """
+
+    version: str
+
+
 Int32 = Annotated[int, Field(strict=True, ge=-(2**31), le=2**31 - 1)]
 Int64 = Annotated[int, Field(strict=True, ge=-(2**63), le=2**63 - 1)]
 Float64 = Annotated[float, AllowInfNan(False)]

@@ -99,3 +99,38 @@ class ChatCostUsersResponse(CoderModel):
     count: Int64 = 0
     """Users that match, on all pages."""
     users: list[ChatCostUserRollup] | None = None
+
+
+class ChatCost(CoderModel):
+    """What a chat and the chats of its sub-agents cost; each of them tells the sum of all. Since 2.36.
+
+    Falls to 0 when the gateway forgets the requests, after 60 days by default.
+    """
+
+    chat_id: UUID = NIL_UUID
+    total_cost_micros: Int64 = 0
+    priced_message_count: Omit[Int64] = 0
+    """In 2.36 only, as is the next."""
+    unpriced_messages_having_usage_count: Omit[Int64] = 0
+    request_count: Omit[Int64] = 0
+    """Since 2.37, as is the next."""
+    unpriced_request_count: Omit[Int64] = 0
+
+
+class UserAIBudget(CoderModel):
+    """What a user may spend in a month. Since 2.36, with a licence for the AI Gateway."""
+
+    spend_limit_micros: Int64 | None = None
+    limit_source: str = ""
+
+
+class UserAISpend(CoderModel):
+    """What a user has spent through the AI Gateway in this calendar month, UTC. Since 2.36, with a licence for it."""
+
+    user_id: UUID = NIL_UUID
+    effective_group_id: UUID | None = None
+    effective_budget: UserAIBudget | None = None
+    """None: no limit."""
+    period_start: Timestamp = ZERO_TIME
+    period_end: Timestamp = ZERO_TIME
+    current_spend_micros: Int64 = 0

@@ -1,12 +1,13 @@
 """Messages, the parts they are made of, and what a user sends."""
 
+from typing import Annotated
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from relay.codersdk.codec import NIL_UUID
 from relay.codersdk.enums import ChatInputPartType, ChatMessagePartType, ChatMessageRole
-from relay.codersdk.model import CoderModel, Int64, Omit
+from relay.codersdk.model import CoderModel, Int64, Omit, Since
 from relay.codersdk.raw_json import RawJSON
 from relay.codersdk.timestamp import ZERO_TIME, Timestamp
 
@@ -49,6 +50,16 @@ class ChatMessagePart(CoderModel):
     """Internal to the server: never sent to clients."""
     provider_executed: Omit[bool] = False
     """Whether the model's provider ran the tool itself."""
+    mcp_server_config_id: Annotated[Omit[UUID | None], Since("2.32")] = None
+    """Since 2.32, as are the fields down to `skill_name`."""
+    context_file_path: Annotated[Omit[str], Since("2.32")] = ""
+    """Of context files, as is the agent."""
+    context_file_agent_id: Annotated[Omit[UUID | None], Since("2.32")] = None
+    skill_name: Annotated[Omit[str], Since("2.32")] = ""
+    created_at: Annotated[Omit[Timestamp | None], Since("2.33")] = None
+    """When it began. Since 2.33, of reasoning and of tools."""
+    completed_at: Annotated[Omit[Timestamp | None], Since("2.34")] = None
+    """When it was done. Since 2.34, of reasoning in messages."""
 
     def strip_internal(self) -> None:
         """Take out what is not for clients: the provider's metadata, and the bytes of a file that has an id.
@@ -149,15 +160,19 @@ class ChatQueuedMessage(CoderModel):
     chat_id: UUID = NIL_UUID
     content: list[ChatMessagePart] | None = None
     created_at: Timestamp = ZERO_TIME
+    model_config_id: Annotated[Omit[UUID | None], Since("2.33")] = None
+    """Since 2.33."""
 
 
 class ChatMessagesResponse(CoderModel):
-    """A page of messages, newest first, and the queue. Go: `codersdk.ChatMessagesResponse`."""
+    """A page of messages, newest first but after an `after_id`, and the queue. Go: `codersdk.ChatMessagesResponse`."""
 
     messages: list[ChatMessage] | None = None
     queued_messages: list[ChatQueuedMessage] | None = None
     """Oldest first; only on the first page."""
     has_more: bool = False
+    history_version: Annotated[Omit[Int64], Since("2.38")] = 0
+    """For `after_revision` of a stream. About since 2.38."""
 
 
 class ChatMessagesPaginationOptions(CoderModel):
@@ -165,6 +180,8 @@ class ChatMessagesPaginationOptions(CoderModel):
 
     before_id: Int64 = 0
     limit: Int64 = 0
+    after_id: Annotated[Int64, Since("2.33")] = 0
+    """Since 2.33; older servers ignore it."""
 
 
 class ChatInputPart(CoderModel):
@@ -188,6 +205,36 @@ class CreateChatMessageRequest(CoderModel):
     model_config_id: Omit[UUID | None] = None
     mcp_server_ids: Omit[list[UUID] | None] = None
     """None leaves the chat's servers as they are, an empty list takes them away."""
+    busy_behavior: Annotated[Omit[str], Since("2.32")] = ""
+    """While the agent works: `queue` or `interrupt`. Since 2.32."""
+
+
+class ChatToolResult(CoderModel):
+    """What a tool that the client ran gave. Since 2.33."""
+
+    tool_call_id: str = ""
+    output: JsonValue = None
+    """Any value that JSON has."""
+    is_error: bool = False
+
+
+class SubmitChatToolResultsRequest(CoderModel):
+    """The results that a chat waits for, all of them. Since 2.33."""
+
+    results: list[ChatToolResult] = Field(default_factory=list)
+
+
+class ChatPrompt(CoderModel):
+    """What a user once sent. Since 2.34."""
+
+    id: Int64 = 0
+    text: str = ""
+
+
+class ChatPromptsResponse(CoderModel):
+    """The prompts of a chat. Since 2.34."""
+
+    prompts: list[ChatPrompt] | None = None
 
 
 class EditChatMessageRequest(CoderModel):

@@ -39,3 +39,17 @@ class UpdateChatWorkspaceTTLRequest(CoderModel):
 
     workspace_ttl_ms: Int64 = 0
     """Milliseconds; 0: the template decides. The server takes a minute to 30 days."""
+
+
+class ChatRetentionDaysResponse(CoderModel):
+    """How long archived chats are kept. Since 2.33."""
+
+    retention_days: Int64 = 0
+    """After that many days an archived chat is deleted for good; 0: never."""
+
+
+class ChatAutoArchiveDaysResponse(CoderModel):
+    """When chats are archived by the server. Since 2.33."""
+
+    auto_archive_days: Int64 = 0
+    """After that many days without activity; 0: never."""

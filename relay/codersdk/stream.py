@@ -8,6 +8,7 @@ from uuid import UUID
 from relay.codersdk.codec import NIL_UUID
 from relay.codersdk.enums import ChatStreamEventType, ServerSentEventType
 from relay.codersdk.errors import InvalidAnswer, InvalidJSON, StreamBroken
+from relay.codersdk.json_text import SPACE, as_text
 from relay.codersdk.model import read_json
 from relay.codersdk.models_response import Response
 from relay.codersdk.models_stream import ChatStreamError, ChatStreamEvent, ChatWatchEvent, StreamEnvelope
@@ -21,6 +22,8 @@ READ_LIMIT = 1 << 22
 """Bytes of the largest frame that the Go SDK takes. One message travels in one frame, whatever its size."""
 
 _NORMAL, _NOT_JSON = 1000, 1007
+_LOOKED_AT = 64  # characters of a frame, to see what it begins with
+_FIRST_FRAME_SECONDS = 1.0  # for the ping with which a server before 2.33 begins a watch
 
 # What Go's strings.TrimSpace takes off; Python's strip also takes four control characters.
 _GO_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
@@ -29,6 +32,7 @@ _GO_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
 class StreamDecoder:
     """Turn the frames of one chat's stream into its events, without a socket. Go: `codersdk.Client.StreamChat`.
 
+    A frame is an envelope around the events or, since 2.33, the bare array of them; both may come from one decoder.
     It makes up an event of type "error" where Go's client does: for a frame that cannot be read or says that it is an
     error, and when `broken` is called. That is the last one: `ended` is true then, and later frames give nothing.
     """
@@ -44,6 +48,8 @@ class StreamDecoder:
         """The events of a frame, in their order."""
         if self.ended:
             return []
+        if _begins(frame) == "[":
+            return self._batch(RawJSON.unchecked(as_text(frame)))
         try:
             envelope = read_json(StreamEnvelope, frame)
         except InvalidJSON as exc:
@@ -87,6 +93,11 @@ def _message_of(data: RawJSON) -> str:
         return data.strip(_GO_SPACE)
     texts = [text for text in (response.message.strip(_GO_SPACE), response.detail.strip(_GO_SPACE)) if text]
     return ": ".join(texts) or "chat stream returned an error"
+
+
+def _begins(frame: str | bytes) -> str:
+    """The first character that is no space."""
+    return as_text(frame[:_LOOKED_AT]).lstrip(SPACE)[:1]
 
 
 class ChatStream:
@@ -134,8 +145,9 @@ class ChatStream:
 class ChatWatch:
     """What happens to the user's own chats, from now on. The Go SDK has no call for it.
 
-    Opened, it has heard from the server that nothing will be missed from then on: list the chats after that. Nothing is
-    replayed, and the server may drop events without a sign: list them again from time to time.
+    Opened, it has heard from the server that nothing will be missed from then on, or waited for a second: since 2.33
+    servers do not say so. List the chats after that. Nothing is replayed, and the server may drop events without a
+    sign: list them again from time to time.
 
     Raises:
         StreamBroken: It ended without goodbye, or the server says that it cannot watch.
@@ -147,10 +159,15 @@ class ChatWatch:
         self._first: ChatWatchEvent | None = None
 
     async def __aenter__(self) -> Self:
+        import asyncio  # noqa: PLC0415  # it loads TLS, for which who only decodes frames need not wait
+
         await self._frames.open()
         try:
-            frame = await self._frames.next_frame()
+            async with asyncio.timeout(_FIRST_FRAME_SECONDS):
+                frame = await self._frames.next_frame()
             self._first = None if frame is None else _watched(frame)
+        except TimeoutError:
+            pass
         except BaseException:
             await self.aclose()
             raise
@@ -178,6 +195,8 @@ class ChatWatch:
 def _watched(frame: bytes) -> ChatWatchEvent | None:
     try:
         envelope = read_json(StreamEnvelope, frame)
+        if not envelope.type and envelope.model_extra and "kind" in envelope.model_extra:
+            return read_json(ChatWatchEvent, frame)
         match envelope.type:
             case ServerSentEventType.PING:
                 return None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from relay import codersdk
-from relay.codersdk import OpenEnum
+from relay.codersdk import CoderClient, CoderModel, OpenEnum, Since
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "codersdk-symbols.md"
@@ -23,6 +23,11 @@ HEAD = """# Go SDK symbols in `relay.codersdk`
 Every exported symbol of `codersdk/chats.go` (Coder at commit ff8dcca) and where it is in Python. Made from the code:
 `python -m tests.codersdk.symbol_table` writes it anew. Fields of types have the names of their JSON keys, but for
 `model_config` (`call_config`) and `providerOptions` (`provider_options`).
+"""
+
+ADDED = """## Not in the Go SDK at that commit
+
+What later servers send and take. It is left out of our JSON while it is empty. 2.38 is an estimate.
 """
 
 
@@ -79,11 +84,36 @@ def symbols() -> dict[str, dict[str, str | None]]:
     }
 
 
+_SINCE = re.compile(r"Since (2\.\d+)")
+
+
+def added() -> Iterator[tuple[str, str]]:
+    """What the Go SDK at the seed does not have, with the server version that has it first: `Chat.labels`, `2.32`."""
+    for name in sorted(codersdk.__all__):
+        value = getattr(codersdk, name)
+        if not inspect.isclass(value) or value.__name__ != name:
+            continue
+        whole = _SINCE.search(value.__doc__ or "")
+        if whole and issubclass(value, CoderModel | OpenEnum):
+            yield name, whole.group(1)
+        elif issubclass(value, CoderModel):
+            for field, info in value.model_fields.items():
+                yield from ((f"{name}.{field}", each.version) for each in info.metadata if isinstance(each, Since))
+        elif issubclass(value, OpenEnum):
+            yield from ((f"{name}.{member.name}", member.since) for member in value if member.since)
+    for call, function in inspect.getmembers(CoderClient, inspect.isfunction):
+        said = re.search(r"\. Since (2\.\d+)", (function.__doc__ or "").partition("Args:")[0])
+        if said:
+            yield f"CoderClient.{call}", said.group(1)
+
+
 def page() -> str:
     parts = [HEAD]
     for title, table in symbols().items():
         lines = [f"| `{go}` | `{python}` |" for go, python in table.items()]
         parts.append("\n".join([f"## {title}", "", "| Go | Python |", "|---|---|", *lines, ""]))
+    lines = [f"| `{name}` | {version} |" for name, version in added()]
+    parts.append("\n".join([ADDED, "| Python | servers from |", "|---|---|", *lines, ""]))
     return "\n".join(parts)
 
 

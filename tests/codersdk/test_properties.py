@@ -15,6 +15,8 @@ from pydantic import JsonValue
 
 from relay import codersdk
 from relay.codersdk import (
+    ChatError,
+    ChatLastError,
     ChatStreamEventType,
     CoderModel,
     InvalidJSON,
@@ -81,9 +83,14 @@ def values_of(annotation: Any) -> st.SearchStrategy[Any]:
         return st.none() | values_of(next(each for each in arguments if each is not type(None)))
     if issubclass(annotation, OpenEnum):
         return st.sampled_from(annotation) | st.text().map(annotation)
-    return models(annotation)
+    if annotation is ChatLastError:
+        return st.text().map(ChatLastError) | models(ChatError).map(
+            lambda error: ChatLastError.of(cast(ChatError, error))
+        )
+    return st.deferred(lambda: models(annotation))  # a chat holds chats
 
 
+@cache
 def models(kind: type[CoderModel]) -> st.SearchStrategy[CoderModel]:
     fields = {name: values_of(cast(Hashable, info.annotation)) for name, info in kind.model_fields.items()}
     known = set(known_keys(kind)) | set(fields)

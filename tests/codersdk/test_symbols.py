@@ -7,7 +7,7 @@ import pytest
 from pydantic import JsonValue
 
 from relay import codersdk
-from relay.codersdk import CoderModel, OpenEnum, RawJSON, Timestamp
+from relay.codersdk import ChatLastError, CoderModel, OpenEnum, RawJSON, Since, Timestamp
 from relay.codersdk.codec import bounds_of
 from relay.codersdk.model import OMIT_EMPTY
 from tests.codersdk import symbol_table
@@ -56,6 +56,7 @@ def go_type(annotation: Any, bounds: tuple[Any, ...], *, omitted: bool) -> str:
         UUID: "uuid.UUID",
         Timestamp: "time.Time",
         RawJSON: "json.RawMessage",
+        ChatLastError: "string",  # and since 2.34 an object
     }
     if annotation in names:
         return names[annotation]
@@ -63,9 +64,11 @@ def go_type(annotation: Any, bounds: tuple[Any, ...], *, omitted: bool) -> str:
 
 
 def fields_of(model: type[CoderModel]) -> list[tuple[str, str, bool]]:
-    """Key, Go type and omitempty of every field."""
+    """Key, Go type and omitempty of every field that is not of a later server."""
     found = []
     for name, info in model.model_fields.items():
+        if any(isinstance(each, Since) for each in info.metadata):
+            continue
         omitted = OMIT_EMPTY in info.metadata
         key = info.serialization_alias or name
         found.append((key, go_type(info.annotation, tuple(info.metadata), omitted=omitted), omitted))

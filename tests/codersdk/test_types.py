@@ -81,7 +81,7 @@ def _enum_groups() -> list[Row]:
 @pytest.mark.parametrize("group", [group for group in _enum_groups() if group["type"]], ids=lambda group: group["type"])
 def test_an_enum_has_go_s_values_in_go_s_order(group: Row) -> None:
     enum: type[OpenEnum] = getattr(codersdk, group["type"])
-    assert [member.value for member in enum] == [each["value"] for each in group["values"]]
+    assert [member.value for member in enum if not member.since] == [each["value"] for each in group["values"]]
 
 
 def test_the_constant_that_is_no_enum() -> None:
