@@ -52,8 +52,8 @@ NOTES = """\
   one without a verified copy comes near.
 - **The owner's read mark** moves when a stream is opened: by anybody up to 2.33, by the owner only from 2.34 on. Follow
   with the token of an account that may read the chats and does not own them where that matters.
-- **An upgrade while the relay runs**, also one that moves the API to `/api/v2/chats`, and two ages of servers behind one
-  address, lose nothing and tell nothing twice.
+- **An upgrade while the relay runs**, also one that moves the API to `/api/v2/chats`, and two ages of servers behind
+  one address, lose nothing and tell nothing twice.
 """
 
 

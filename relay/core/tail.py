@@ -145,6 +145,11 @@ class ChatTail:
         return self._history_version if self._turn is None else self._turn_revision
 
     @property
+    def newest_revision(self) -> int | None:
+        """History version that goes with `beyond`."""
+        return self._history_version
+
+    @property
     def beyond(self) -> int:
         """The highest id known: the cursor when the history behind `after` is too large to be sent."""
         return self._history.highest

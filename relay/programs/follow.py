@@ -83,7 +83,7 @@ _PUBLISH_AT_ONCE = 256  # a long history goes out in pieces: each publish has on
 _STREAM_ERRORS = ("dropped_messages", "snapshot_failed", "bad_frame")
 _RECONNECTS = (
     *("server_close", "ping_timeout", "network_error", "protocol_error", "too_slow", "refused"),
-    *("dropped_messages", "snapshot_failed", "bad_frame", "stale", "too_large"),
+    *("dropped_messages", "snapshot_failed", "bad_frame", "gap", "stale", "too_large"),
 )
 _RECONCILES = ("edit", "prompt", "reconnect", "settle", "timer", *_STREAM_ERRORS, "too_large")
 for _counter, _values in (
@@ -231,9 +231,10 @@ class Follower:
 
     async def _connection(self) -> Followed | str:
         """One stream, until the chat is let go or the tail finds the stream dead: then the reason."""
-        after = self.tail.beyond if self._beyond else self.tail.after
-        self._beyond = False
-        async with self._upstream.stream(self.chat_id, after_id=after) as frames:
+        beyond, self._beyond = self._beyond, False
+        after = self.tail.beyond if beyond else self.tail.after
+        revision = self.tail.newest_revision if beyond else self.tail.revision
+        async with self._upstream.stream(self.chat_id, after_id=after, after_revision=revision) as frames:
             with in_state("live"):
                 self._log.debug("stream_opened", after_id=after)
                 self.tail.connected(after)

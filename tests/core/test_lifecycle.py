@@ -33,6 +33,12 @@ def test_what_other_events_tell_is_passed_over() -> None:
     assert change({**CHAT, **dict.fromkeys(moving, "new"), "children": [CHAT]}, created()) is None
 
 
+def test_a_read_mark_that_only_lists_know_is_no_change() -> None:
+    """The chat alone always says that nothing is unread."""
+    assert change({**CHAT, "has_unread": True}, created()) is None
+    assert change({**CHAT, "has_unread": False}, created()) is None
+
+
 def test_a_field_that_says_nothing_is_as_good_as_none() -> None:
     """A newer server has more fields: with the upgrade not every chat has changed."""
     empty: dict[str, object] = {
