@@ -18,7 +18,7 @@ from relay.adapters.ops import Health, announce_build, open_ops, watch_loop
 from relay.adapters.rabbit import RabbitBus, open_rabbit
 from relay.adapters.store import SqlStore, open_store
 from relay.core.backoff import backoff
-from relay.core.errors import Unavailable, WrongSettings
+from relay.core.errors import Unauthorized, Unavailable, WrongSettings
 from relay.ports import ObjectStore
 from relay.programs.archivist import Archivist
 from relay.programs.chance import Chance
@@ -32,6 +32,7 @@ Report = Callable[[bool, str], None]
 
 ROLES = ("worker", "meter", "archivist")
 _CHECK_SECONDS = 5.0
+_SURVEY_SECONDS = 60.0  # how old what is known of Coder may be after it was upgraded
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +125,20 @@ async def _check(name: str, check: Callable[[], Awaitable[None]], health: Health
         health.set(name, ok=True)
 
 
+async def _survey(upstream: CoderUpstream) -> None:
+    """Keep knowing what Coder speaks. The worker does without: it is for people to see."""
+    while True:
+        try:
+            await upstream.survey()
+        except (Unavailable, Unauthorized) as exc:
+            log.info("survey_failed", reason=str(exc))
+        await asyncio.sleep(_SURVEY_SECONDS)
+
+
 async def _program(role: str, settings: Settings, world: Opened, health: Health, status: dict[str, object]) -> None:
     clock = SystemClock()
     if role == "worker" and world.upstream is not None:
+        status["coder"] = world.upstream.status
         worker = Worker(
             settings.worker.name or f"{socket.gethostname()}-{os.getpid()}",
             upstream=world.upstream,
@@ -138,9 +150,12 @@ async def _program(role: str, settings: Settings, world: Opened, health: Health,
             report=lambda ok, reason: health.set("coder", ok=ok, reason=reason),
         )
         status["worker"] = worker.status
-        await worker.run()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_survey(world.upstream), name="survey")
+            group.create_task(worker.run(), name="worker")
     elif role == "meter":
         meter = Meter(bus=world.bus, charges=world.store, upstream=world.upstream, clock=clock, settings=settings.meter)
+        status["meter"] = meter.status
         await meter.run(lambda ok, reason: health.set("meter queue", ok=ok, reason=reason))
     elif role == "archivist" and world.upstream is not None and world.objects is not None:
         archivist = Archivist(
@@ -151,6 +166,7 @@ async def _program(role: str, settings: Settings, world: Opened, health: Health,
             clock=clock,
             settings=settings.archivist,
         )
+        status["archivist"] = archivist.status
         await archivist.run(lambda ok, reason: health.set("archivist queue", ok=ok, reason=reason))
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,15 +10,18 @@ from decimal import Decimal, InvalidOperation
 from email.utils import parsedate_to_datetime
 from typing import cast
 from urllib.parse import urlsplit
+from uuid import UUID
 
 from relay.core.errors import ChatGone, ChatRefused, RelayError, Unauthorized, Unavailable
 from relay.core.events import JsonObject, parse_json
-from relay.ports import ModelPrice
+from relay.ports import Budget, ModelPrice
 
 # The 403 of a server that has chats switched off says so; any other 403 below a chat is about that chat.
-_GATE = "requires enabling the 'agents' experiment"
+EXPERIMENT_OFF = "requires enabling the 'agents' experiment"
 # The 404 of a path that the server does not know at all. The chat may well exist.
-_NO_ROUTE = "Route not found."
+NO_ROUTE = "Route not found."
+# The 404 of a chat that is not there, or not for this account.
+NOT_FOUND = "Resource not found or you do not have access to this resource"
 _LONGEST_WAIT_SECONDS = 3600.0
 
 
@@ -61,9 +64,9 @@ def refusal(answer: Answer, *, of_chat: bool, now: datetime) -> RelayError:
         return Unavailable(f"{text}: the answer is no JSON ({kind}); RELAY_CODER__URL must be a Coder server")
     if status < 400:
         return Unavailable(f"{text}: moved to {_origin(answer)}; RELAY_CODER__URL must be the server's access URL")
-    if status == 401 or (status == 403 and (not of_chat or _GATE in (said or ""))):
+    if status == 401 or (status == 403 and (not of_chat or EXPERIMENT_OFF in (said or ""))):
         return Unauthorized(text)
-    if status == 404 and of_chat and said and said != _NO_ROUTE:
+    if status == 404 and of_chat and said and said != NO_ROUTE:
         return ChatGone(text)
     if status == 404:
         # A proxy or an upgraded server. A chat that is forgotten for this reason would be lost.
@@ -138,6 +141,24 @@ def chat_rows(answer: Answer) -> list[JsonObject]:
     return rows
 
 
+def with_children(rows: Iterable[JsonObject]) -> list[JsonObject]:
+    """Each chat, and after it its subagents' chats, as rows of their own, once each; the chat's own row stays whole.
+
+    Servers since 2.33 list only roots, with the others below them in `children`, whatever state those are in.
+    """
+    found: dict[object, JsonObject] = {}
+    waiting = list(rows)[::-1]
+    while waiting:
+        row = waiting.pop()
+        if not isinstance(row.get("id"), str):
+            continue  # a child of a shape that we do not know
+        found.setdefault(row["id"], row)
+        children = row.get("children")
+        if isinstance(children, list):
+            waiting += [child for child in reversed(children) if isinstance(child, dict)]
+    return list(found.values())
+
+
 def message_id(answer: Answer, row: JsonObject) -> int:
     if type(row.get("id")) is not int or not isinstance(row.get("role"), str):
         raise Unavailable(f"{answer.call}: a message without an id or a role")
@@ -146,15 +167,12 @@ def message_id(answer: Answer, row: JsonObject) -> int:
 
 def model_price(row: JsonObject) -> ModelPrice:
     # Prices stand under model_config.cost; old rows have them beside it, and count where cost has none.
-    config = row.get("model_config")
-    legacy: JsonObject = config if isinstance(config, dict) else {}
-    cost = legacy.get("cost")
-    nested: JsonObject = cost if isinstance(cost, dict) else {}
+    config = _object(row.get("model_config"))
+    places = (_object(config.get("cost")), config, _object(row.get("cost")))
 
     def price(kind: str) -> Decimal | None:
         key = f"{kind}_price_per_million_tokens"
-        value = nested.get(key)
-        return _decimal(legacy.get(key) if value is None else value)
+        return _decimal(next((place[key] for place in places if place.get(key) is not None), None))
 
     return ModelPrice(
         model=str(row["model"]),
@@ -163,6 +181,41 @@ def model_price(row: JsonObject) -> ModelPrice:
         cache_read=price("cache_read"),
         cache_write=price("cache_write"),
     )
+
+
+def user_budget(answer: Answer) -> Budget:
+    """A user's AI Gateway budget from the answer to `ai/spend`."""
+    body = as_object(answer, decoded(answer, of_chat=False))
+    allowed = _object(body.get("effective_budget"))
+    limit = allowed.get("spend_limit_micros")
+    try:
+        return Budget(
+            user_id=UUID(str(body["user_id"])),
+            spent_micros=_micros(body["current_spend_micros"]),
+            limit_micros=None if limit is None else _micros(limit),
+            source=str(allowed.get("limit_source") or ""),
+            period_start=_moment(body["period_start"]),
+            period_end=_moment(body["period_end"]),
+        )
+    except (KeyError, ValueError) as exc:
+        raise Unavailable(f"{answer.call}: no budget: {exc}") from exc
+
+
+def _micros(value: object) -> int:
+    if type(value) is not int:
+        raise ValueError("an amount that is no whole number of micros")
+    return value
+
+
+def _moment(value: object) -> datetime:
+    moment = datetime.fromisoformat(str(value))
+    if moment.tzinfo is None:
+        raise ValueError("a time without a zone")
+    return moment.astimezone(UTC)
+
+
+def _object(value: object) -> JsonObject:
+    return value if isinstance(value, dict) else {}
 
 
 def _decimal(value: object) -> Decimal | None:

@@ -21,27 +21,38 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass
 class ScriptedServer:
-    """`requests` holds what came so far; `handler` may be changed at any time."""
+    """`requests` holds what came so far; `handler` may be changed at any time.
+
+    `place` is where the server says that it has the chats API, so that most tests need not speak of it. With None the
+    handler gets those questions too.
+    """
 
     handler: Handler
+    place: str | None = CHATS
     requests: list[web.BaseRequest] = field(default_factory=list)
     url: str = ""
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if self.place is not None and request.path.endswith("/chats") and dict(request.query) == {"limit": "1"}:
+            return no_route() if not request.path.endswith(self.place) else web.json_response([])
+        self.requests.append(request)
+        return await self.handler(request)  # type: ignore[arg-type]
 
     @property
     def paths(self) -> list[str]:
         return [request.path_qs for request in self.requests]
 
 
+def no_route() -> web.Response:
+    """What Coder says of a path that it does not have."""
+    return web.json_response({"message": "Route not found."}, status=404)
+
+
 @asynccontextmanager
-async def serve(handler: Handler) -> AsyncIterator[ScriptedServer]:
+async def serve(handler: Handler, place: str | None = CHATS) -> AsyncIterator[ScriptedServer]:
     """Serve on a free loopback port. Handlers that still run at the end are cancelled."""
-    server = ScriptedServer(handler)
-
-    async def answer(request: web.BaseRequest) -> web.StreamResponse:
-        server.requests.append(request)
-        return await server.handler(request)  # type: ignore[arg-type]
-
-    runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0.1)
+    server = ScriptedServer(handler, place)
+    runner = web.ServerRunner(web.Server(server.answer), shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
@@ -60,8 +71,10 @@ def answer(body: object, status: int = 200, headers: dict[str, str] | None = Non
 
 
 @asynccontextmanager
-async def upstream_of(handler: Handler, **settings: object) -> AsyncIterator[tuple[CoderUpstream, ScriptedServer]]:
-    async with serve(handler) as server:
+async def upstream_of(
+    handler: Handler, *, place: str | None = CHATS, **settings: object
+) -> AsyncIterator[tuple[CoderUpstream, ScriptedServer]]:
+    async with serve(handler, place) as server:
         values = {"url": server.url, "token": TOKEN, "timeout_seconds": 5} | settings
         if "token_file" in settings:
             del values["token"]
@@ -77,6 +90,12 @@ async def call(upstream: Upstream, what: str) -> object:
             return await upstream.list_chats(archived=False)
         case "prices":
             return await upstream.model_prices()
+        case "limits":
+            return await upstream.has_native_limits()
+        case "budget":
+            return await upstream.budget(USER)
+        case "retention":
+            return await upstream.retention()
         case "chat":
             return await upstream.chat(CHAT)
         case "messages":

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from relay.adapters.coder import CoderSettings, open_upstream
 from relay.core.errors import ChatRefused, RelayError, Unauthorized, Unavailable, WrongSettings
-from relay.ports import Account
+from relay.ports import Account, ModelPrice
 from tests.adapters.scripted_server import (
     CHAT,
     CHATS,
@@ -23,6 +23,7 @@ from tests.adapters.scripted_server import (
     OF_CHAT,
     TOKEN,
     USER,
+    Handler,
     answer,
     call,
     error_of,
@@ -97,6 +98,8 @@ class PagedChats:
     def __init__(self, count: int) -> None:
         self.order = [str(UUID(int=n)) for n in range(count)]
         self.moves: dict[int, str] = {}  # after which page which chat moves to the top
+        self.falls: dict[int, str] = {}  # after which page which chat moves to the bottom
+        self.goes: dict[int, str] = {}  # after which page which chat is deleted
         self.pages = 0
 
     async def __call__(self, request: web.Request) -> web.Response:
@@ -104,12 +107,19 @@ class PagedChats:
         if limit > 50:
             return web.json_response({"message": "Query parameters have invalid values."}, status=400)
         after = request.query.get("after_id")
+        if after is not None and after not in self.order:
+            return web.json_response([])
         start = self.order.index(after) + 1 if after else 0
         page = [{"id": chat} for chat in self.order[start : start + limit]]
         self.pages += 1
         if chat := self.moves.get(self.pages):
             self.order.remove(chat)
             self.order.insert(0, chat)
+        if chat := self.falls.get(self.pages):
+            self.order.remove(chat)
+            self.order.append(chat)
+        if chat := self.goes.get(self.pages):
+            self.order.remove(chat)
         return web.json_response(page)
 
 
@@ -135,6 +145,24 @@ async def test_a_chat_that_moves_while_the_pages_are_read_is_not_lost(moves: dic
     async with upstream_of(chats) as (upstream, _server):
         found = [str(row["id"]) for row in await upstream.list_chats(archived=False)]
     assert sorted(found) == sorted(chats.order)
+
+
+@pytest.mark.parametrize("place", [49, 99])
+async def test_a_cursor_chat_that_is_not_pinned_any_more_makes_nothing_be_passed_over(place: int) -> None:
+    chats = PagedChats(200)
+    chats.falls = {place // 50 + 1: chats.order[place]}
+    async with upstream_of(chats) as (upstream, _server):
+        found = [str(row["id"]) for row in await upstream.list_chats(archived=False)]
+    assert sorted(found) == sorted(chats.order)
+
+
+@pytest.mark.parametrize("place", [49, 99])
+async def test_a_cursor_chat_that_is_deleted_does_not_end_the_list(place: int) -> None:
+    chats = PagedChats(200)
+    chats.goes = {place // 50 + 1: chats.order[place]}
+    async with upstream_of(chats) as (upstream, _server):
+        found = [str(row["id"]) for row in await upstream.list_chats(archived=False)]
+    assert set(found) >= set(chats.order)
 
 
 async def test_a_server_that_ignores_the_cursor_does_not_hold_us_for_ever() -> None:
@@ -296,10 +324,46 @@ async def test_prices(config: str, expected: list[str | None]) -> None:
     assert server.paths == [f"{CHATS}/model-configs"]
 
 
-@pytest.mark.parametrize("status", [400, 403, 404])
+ORGANIZATION = UUID("88eed6df-f868-4a42-bd05-83cb26643f03")
+MODELS = f"/api/v2/organizations/{ORGANIZATION}/chats/models"
+
+
+def models_of_organizations(status: int, body: object) -> Handler:
+    """A server on which model configs have moved to the organizations."""
+
+    async def handler(request: web.Request) -> web.Response:
+        if request.path == "/api/v2/users/me":
+            me = {"id": str(USER), "username": "ann", "organization_ids": [str(ORGANIZATION)]}
+            return web.json_response(me)
+        if request.path == MODELS:
+            return web.json_response(body, status=status)
+        return web.json_response({"message": 'Invalid UUID "model-configs".'}, status=400)
+
+    return handler
+
+
+@pytest.mark.parametrize("status", [403, 404])
 async def test_a_server_without_prices_has_none(status: int) -> None:
-    async with upstream_of(answer({"message": 'Invalid UUID "model-configs".'}, status=status)) as (upstream, _server):
+    async with upstream_of(models_of_organizations(status, {"message": "Route not found."})) as (upstream, _server):
         assert await upstream.model_prices() == {}
+
+
+async def test_model_configs_that_may_not_be_read_have_no_prices() -> None:
+    async with upstream_of(answer({"message": "Forbidden."}, status=403)) as (upstream, _server):
+        assert await upstream.model_prices() == {}
+
+
+async def test_models_of_organizations_are_read_for_what_prices_they_have() -> None:
+    models = [
+        {"id": str(CHAT), "model": "dear", "cost": {"input_price_per_million_tokens": "7"}},
+        {"id": str(USER), "model": "untold"},
+        {"id": "lab", "model": "of a shape that nobody knows"},
+    ]
+    body = {"models": models, "providers": [], "unsupported_providers": []}
+    async with upstream_of(models_of_organizations(200, body)) as (upstream, server):
+        prices = await upstream.model_prices()
+    assert prices == {CHAT: ModelPrice("dear", input=Decimal(7)), USER: ModelPrice("untold")}
+    assert server.paths == [f"{CHATS}/model-configs", "/api/v2/users/me", MODELS]
 
 
 @pytest.mark.parametrize("status", [403, 404, 500])
@@ -327,7 +391,7 @@ async def test_a_redirect_is_not_followed(what: str, status: int) -> None:
         assert other.requests == []  # the token was not shown to another server
 
 
-@pytest.mark.parametrize("what", [*OF_ACCOUNT, *OF_CHAT, "prices"])
+@pytest.mark.parametrize("what", [*OF_ACCOUNT, *OF_CHAT, "prices", "limits", "budget", "retention"])
 @pytest.mark.parametrize("status", [200, 302, 401, 403, 404, 418, 429, 500])
 async def test_the_token_is_in_no_error_and_no_log(
     what: str, status: int, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
@@ -339,7 +403,10 @@ async def test_the_token_is_in_no_error_and_no_log(
 
     caplog.set_level(logging.DEBUG)
     async with upstream_of(handler) as (upstream, _server):
-        if (what, status) not in {("archive", 200), ("prices", 403), ("prices", 404)}:  # which are no errors
+        none_there = what in ("limits", "budget", "retention") and status in (403, 404)
+        if none_there or (what, status) in {("archive", 200), ("prices", 403)}:  # which are no errors
+            await call(upstream, what)
+        else:
             error = await error_of(upstream, what)
             shown = f"{error} {error!r} {''.join(traceback.format_exception(error))}"
             assert TOKEN not in shown
@@ -488,6 +555,8 @@ def requests_counted(endpoint: str, code: str) -> float:
         ("messages", "messages"),
         ("archive", "archive"),
         ("prices", "model_configs"),
+        ("limits", "usage_limits"),
+        ("budget", "gateway_budget"),
     ],
 )
 @pytest.mark.parametrize(
@@ -496,16 +565,18 @@ def requests_counted(endpoint: str, code: str) -> float:
 )
 async def test_requests_are_counted_by_endpoint_and_code(what: str, endpoint: str, status: int, code: str) -> None:
     before = requests_counted(endpoint, code)
-    async with upstream_of(answer("odd", status=status)) as (upstream, _server):
+    async with upstream_of(answer("odd", status=status)) as (upstream, server):
         with suppress(RelayError):
             await call(upstream, what)
-    assert requests_counted(endpoint, code) == before + 1
+    asked = len(server.requests)
+    assert requests_counted(endpoint, code) == before + asked
+    assert asked == (4 if status == 404 and what not in ("account", "budget") else 1)  # at both places, twice
 
 
 async def test_a_request_without_an_answer_is_counted() -> None:
-    before = requests_counted("chat", "error")
+    before = requests_counted("account", "error")
     async with serve(answer([])) as server:
         url = server.url
     async with open_upstream(CoderSettings.model_validate({"url": url, "token": TOKEN})) as upstream:
-        await error_of(upstream, "chat")
-    assert requests_counted("chat", "error") == before + 1
+        await error_of(upstream, "account")
+    assert requests_counted("account", "error") == before + 1

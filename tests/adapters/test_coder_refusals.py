@@ -7,11 +7,10 @@ import pytest
 from aiohttp import web
 
 from relay.adapters.coder import CoderSettings, open_upstream
-from relay.adapters.coder_answers import retry_after_seconds
+from relay.adapters.coder_answers import NOT_FOUND, retry_after_seconds
 from relay.core.errors import ChatGone, ChatRefused, RelayError, Unauthorized, Unavailable
 from tests.adapters.scripted_server import OF_ACCOUNT, OF_CHAT, TOKEN, USER, answer, error_of, serve, upstream_of
 
-NOT_FOUND = {"message": "Resource not found or you do not have access to this resource"}
 GATE = {"message": "Agents functionality requires enabling the 'agents' experiment."}
 
 # --- refusals ------------------------------------------------------------------------------------------------------
@@ -66,7 +65,7 @@ async def test_a_404_that_is_not_about_the_chat_does_not_make_it_gone(what: str,
 
 @pytest.mark.parametrize("what", OF_CHAT)
 async def test_a_404_of_the_chat_makes_it_gone(what: str) -> None:
-    async with upstream_of(answer(NOT_FOUND, status=404)) as (upstream, _server):
+    async with upstream_of(answer({"message": NOT_FOUND}, status=404)) as (upstream, _server):
         assert isinstance(await error_of(upstream, what), ChatGone)
 
 

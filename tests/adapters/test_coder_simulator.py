@@ -1,4 +1,4 @@
-"""Every method of the Coder adapter against the simulator: the two agree on one protocol."""
+"""Every method of the Coder adapter against the simulator, as a server of each age: the two agree on one protocol."""
 
 import asyncio
 import json
@@ -13,9 +13,11 @@ import aiohttp
 import pytest
 
 from relay.adapters.coder import CoderSettings, CoderUpstream, open_upstream
+from relay.adapters.coder_paths import PATHS
 from relay.core.errors import ChatGone, ChatRefused, StreamEnded, Unauthorized, Unavailable
-from relay.ports import Account
+from relay.ports import Account, ModelPrice, Retention
 from relay.simulator import Simulator, SimulatorConfig
+from relay.simulator.dialect import DIALECTS
 from relay.simulator.owner import Owner
 
 
@@ -34,12 +36,20 @@ async def upstream_of(simulator: Simulator, token: str) -> AsyncIterator[CoderUp
         yield upstream
 
 
-@pytest.fixture
-async def side() -> AsyncIterator[Side]:
+def prefix_of(simulator: Simulator) -> str:
+    return DIALECTS[simulator.config.dialect].features.prefixes[0]
+
+
+@pytest.fixture(params=list(DIALECTS))
+async def side(request: pytest.FixtureRequest) -> AsyncIterator[Side]:
     speed = 50.0
-    async with Simulator(SimulatorConfig(speed=speed)) as simulator, aiohttp.ClientSession() as session:
+    config = SimulatorConfig(speed=speed, dialect=request.param)
+    async with Simulator(config) as simulator, aiohttp.ClientSession() as session:
         model = simulator.model_configs[0].id
-        ann, bob = (Owner(session, simulator.url, simulator.users[name], model, speed=speed) for name in ("ann", "bob"))
+        ann, bob = (
+            Owner(session, simulator.url, user, model, speed=speed, prefix=lambda: prefix_of(simulator))
+            for user in (simulator.users["ann"], simulator.users["bob"])
+        )
         async with upstream_of(simulator, simulator.users["ann"].token) as upstream:
             yield Side(simulator, upstream, ann, bob)
 
@@ -49,7 +59,8 @@ async def read_until(stream: AsyncIterator[str], found: Callable[[dict[str, Any]
     events: list[dict[str, Any]] = []
     async with asyncio.timeout(20):
         while True:
-            for event in json.loads(await anext(stream))["data"]:
+            frame = json.loads(await anext(stream))
+            for event in frame["data"] if isinstance(frame, dict) else frame:
                 events.append(event)
                 if found(event):
                     return events
@@ -100,10 +111,38 @@ async def test_messages_bring_the_queue(side: Side) -> None:
 async def test_prices(side: Side) -> None:
     prices = await side.upstream.model_prices()
     (config,) = side.simulator.model_configs
-    assert list(prices) == [config.id]
-    price = prices[config.id]
-    assert (price.model, price.input, price.output) == ("lab", Decimal(3), Decimal(15))
-    assert (price.cache_read, price.cache_write) == (Decimal("0.3"), None)
+    told = DIALECTS[side.simulator.config.dialect].features.priced_models
+    expected = ModelPrice("lab", Decimal(3), Decimal(15), Decimal("0.3"), None) if told else ModelPrice("lab")
+    assert prices == {config.id: expected}
+
+
+async def test_a_survey_names_the_server(side: Side) -> None:
+    chat = await side.ann.create("[text n=2 ms=1] one")
+    await side.ann.wait_idle(chat)
+    await side.upstream.survey()
+    assert side.upstream.dialect == side.simulator.config.dialect
+    features = DIALECTS[side.simulator.config.dialect].features
+    assert side.upstream.evidence.asc_messages is features.ascending_pages
+    async with side.upstream.stream(chat, after_id=0) as stream:
+        await read_until(stream, is_waiting)
+    assert side.upstream.dialect == side.simulator.config.dialect
+    assert side.upstream.evidence.frame == ("raw" if features.raw_frames else "envelope")
+    assert side.upstream.evidence.rev_cursor is (True if features.revisions else None)
+    assert prefix_of(side.simulator) == PATHS[side.upstream.evidence.prefix or "experimental"]
+
+
+async def test_limits_budget_and_retention(side: Side) -> None:
+    features = DIALECTS[side.simulator.config.dialect].features
+    assert await side.upstream.has_native_limits() is features.native_limits
+    assert await side.upstream.budget(side.ann.user.id) is None
+    assert await side.upstream.retention() == (Retention(30, 0) if features.retention else Retention())
+
+
+async def test_a_subagents_chat_is_listed_as_its_root_is(side: Side) -> None:
+    root = await side.ann.create("[agent n=2 ms=1] delegate")
+    await side.ann.wait_idle(root)
+    rows = await side.upstream.list_chats(archived=False)
+    assert sorted(str(row.get("parent_chat_id")) for row in rows) == sorted(["None", str(root)])
 
 
 async def test_a_stream_from_the_start_and_from_a_cursor(side: Side) -> None:
@@ -119,10 +158,13 @@ async def test_a_stream_from_the_start_and_from_a_cursor(side: Side) -> None:
 
 
 async def test_watch_tells_of_a_new_chat(side: Side) -> None:
+    raw = DIALECTS[side.simulator.config.dialect].features.raw_frames
     async with side.upstream.watch() as frames, asyncio.timeout(20):
-        assert json.loads(await anext(frames))["type"] == "ping"
+        if not raw:
+            assert json.loads(await anext(frames))["type"] == "ping"
         chat = await side.ann.create("[text n=2 ms=1] new")
-        told = json.loads(await anext(frames))["data"]
+        told = json.loads(await anext(frames))
+    told = told if raw else told["data"]
     assert (told["kind"], told["chat"]["id"]) == ("created", str(chat))
 
 
@@ -182,6 +224,7 @@ async def test_what_is_not_there_or_not_ours(side: Side) -> None:
 )
 async def test_faults_on_demand(side: Side, status: int, expected: type[Exception]) -> None:
     chat = await side.ann.create("[text n=2 ms=1] one")
+    await side.upstream.chat(chat)
     side.simulator.faults.add("answer", status=status, retry_after=3)
     for call in (side.upstream.chat(chat), side.upstream.stream(chat, after_id=0).__aenter__()):
         with pytest.raises(expected) as caught:
@@ -198,3 +241,35 @@ async def test_a_wrong_token(side: Side) -> None:
             await upstream.account()
         with pytest.raises(Unauthorized, match="API key"):
             await upstream.watch().__aenter__()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param("d2", "d3ga", id="to where the API is at its final place alone"),
+        pytest.param("d0", "d1", id="to bare frames"),
+        pytest.param("d1e", "d2", id="to episodes"),
+        pytest.param("d3ga", "d3", id="put back"),
+    ],
+)
+async def test_a_server_that_is_upgraded_under_us_is_followed(before: str, after: str) -> None:
+    config = SimulatorConfig(speed=50.0, dialect=before)
+    async with Simulator(config) as simulator, aiohttp.ClientSession() as session:
+        user, model = simulator.users["ann"], simulator.model_configs[0].id
+        ann = Owner(session, simulator.url, user, model, speed=50.0, prefix=lambda: prefix_of(simulator))
+        async with upstream_of(simulator, user.token) as upstream:
+            chat = await ann.create("[text n=2 ms=1] one")
+            await ann.wait_idle(chat)
+            await upstream.survey()
+            assert upstream.dialect == before
+            async with upstream.stream(chat, after_id=0) as stream:
+                await read_until(stream, is_waiting)
+                await simulator.restart(polite=True, dialect=after)
+                with pytest.raises(StreamEnded):
+                    await read_until(stream, lambda _event: False)
+            assert (await upstream.chat(chat))["id"] == str(chat)
+            async with upstream.stream(chat, after_id=0) as stream:
+                await read_until(stream, is_waiting)
+            assert [row["id"] for row in await upstream.list_chats(archived=False)] == [str(chat)]
+            await upstream.survey()
+            assert upstream.dialect == after

@@ -10,6 +10,7 @@ from aiohttp import WSMsgType, web
 from prometheus_client import REGISTRY
 
 from relay.adapters.coder import CoderSettings, CoderUpstream, open_upstream
+from relay.adapters.coder_answers import NOT_FOUND
 from relay.core.errors import BadFrame, RelayError, StreamEnded, Unavailable
 from tests.adapters.scripted_server import CHAT, CHATS, TOKEN, Handler, ScriptedServer, error_of, serve
 
@@ -311,7 +312,7 @@ async def test_what_is_not_taken_is_not_read_and_nothing_is_lost_before_the_cut(
 )
 async def test_refused_handshakes_are_counted(status: int, outcome: str) -> None:
     async def handler(_request: web.Request) -> web.StreamResponse:
-        return web.json_response({"message": "No."}, status=status)
+        return web.json_response({"message": NOT_FOUND if status == 404 else "No."}, status=status)
 
     before = counted("relay_stream_connects_total", outcome=outcome)
     async with serve(handler) as server, open_it(server, {}) as upstream:
