@@ -165,3 +165,20 @@ async def test_a_server_that_is_upgraded_in_the_middle(
             over.set()
         assert not [event for event in world.bus.published if (event.event, event.detail) == ("lifecycle", "gone")]
         assert max(edits_told(world).values(), default=0) <= 1
+
+
+@pytest.mark.parametrize(("one", "other"), [("d0b", "d1e"), ("d2", "d3ga")])
+async def test_two_ages_behind_one_address(one: str, other: str, empty_database: Path, tmp_path: Path) -> None:
+    """A rolling upgrade: whom a request finds is chance, until it is over."""
+    async with world_of(one, empty_database, tmp_path) as world, both_accounts(world) as accounts:
+        over = asyncio.Event()
+        world.simulator.faults.add("cut_every", frames=9)
+        world.simulator.roll(other)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(lives(world, accounts, random.Random(SEED), over))
+            await run_scenarios(world.simulator, named=TALK, generated=0, seed=SEED, speed=SPEED)
+            world.simulator.roll(None)
+            await world.simulator.restart(dialect=other)
+            over.set()
+        assert not [event for event in world.bus.published if (event.event, event.detail) == ("lifecycle", "gone")]
+        assert max(edits_told(world).values(), default=0) <= 1
