@@ -11,11 +11,11 @@ LOCKS := requirements-build.lock pyproject.toml
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
-demo: .venv/runtime ## Follow ten simulated chats and check every fold (ARGS="--serve", see `relay demo --help`)
+demo: .venv/runtime ## Follow ten simulated chats and check every fold (ARGS="--serve" or "--dialect d3", see `relay demo --help`)
 	@.venv/bin/relay demo $(ARGS)
 
 test: lint ## Start RabbitMQ and PostgreSQL, lint, run the whole suite (ARGS="tests/core -x" narrows it)
-	@.venv/bin/python scripts/services run -- $(RUN) pytest $(ARGS)
+	@.venv/bin/python scripts/services run -- $(RUN) pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: .venv/dev ## Check style, format, types, floors and shell scripts
 	@$(RUN) ruff check --quiet
@@ -28,10 +28,11 @@ format: .venv/dev ## Format the code and repair what ruff can
 	@$(RUN) ruff check --fix
 	@$(RUN) ruff format
 
-contract: .venv/dev ## Remake docs/contract and docs/metrics.md from the code
+contract: .venv/dev ## Remake docs/contract, docs/metrics.md, docs/compatibility.md
 	@$(RUN) tests.contract_events docs/contract/examples
 	@.venv/bin/relay contract write docs/contract
 	@.venv/bin/relay contract metrics > docs/metrics.md
+	@$(RUN) tests.compatibility > docs/compatibility.md
 
 services-start: .venv/dev ## Start RabbitMQ and PostgreSQL, leave them running, print their variables
 	@.venv/bin/python scripts/services start

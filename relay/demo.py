@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
+from decimal import Decimal
 from itertools import count
 from pathlib import Path
 from typing import cast
@@ -33,6 +34,7 @@ from relay.ports import Bus, Delivery
 from relay.programs.archivist import Archivist, ArchivistSettings
 from relay.programs.follow import FollowSettings
 from relay.programs.meter import Meter, MeterSettings, PolicySettings
+from relay.programs.prices import PriceSettings
 from relay.programs.worker import Worker, WorkerSettings
 from relay.simulator import Simulator, SimulatorConfig
 from relay.simulator.scenarios import Progress, run_scenarios
@@ -43,6 +45,8 @@ _POLICIES = (
     PolicySettings(name="daily", scope="user", period=Period.DAY, limit_micros=250_000),
     PolicySettings(name="monthly", scope="deployment", period=Period.MONTH, limit_micros=15_000_000),
 )
+# Newer servers have no prices of their own: without these nothing would cost anything.
+_PRICES = {"lab": PriceSettings(input=Decimal(3), output=Decimal(15), cache_read=Decimal("0.3"))}
 _PATIENCE_SECONDS = 15.0  # after the last turn, for everything to arrive
 _LOOK_SECONDS = 0.2
 
@@ -54,6 +58,7 @@ class DemoOptions:
     chats: int | None = None
     seed: int = 0
     speed: float = 1.0
+    dialect: str = "d0"
     rabbit: str | None = None
     serve: bool = False
     directory: Path | None = None  # for database and archives; None: a new one below the system's temporary files
@@ -150,14 +155,14 @@ async def run_demo(
     directory.mkdir(parents=True, exist_ok=True)
     seen = Seen()
     async with (
-        Simulator(SimulatorConfig(seed=options.seed, speed=options.speed)) as simulator,
+        Simulator(SimulatorConfig(seed=options.seed, speed=options.speed, dialect=options.dialect)) as simulator,
         open_store(_database(directory), SystemClock()) as store,
         _bus(options) as bus,
         _accounts(simulator) as accounts,
         bus.tap("#") as published,
         asyncio.TaskGroup() as group,
     ):
-        announce(f"simulated Coder server {simulator.url}, data in {directory}")
+        announce(f"simulated Coder server {simulator.url} (dialect {simulator.config.dialect}), data in {directory}")
         running = [group.create_task(_read(published, seen, changed))]
         running += [group.create_task(each) for each in _programs(bus, store, accounts, directory)]
         await _drive(simulator, options, seen, changed, generated=None)
@@ -224,7 +229,7 @@ def _programs(
         charges=store,
         upstream=accounts["admin"],
         clock=clock,
-        settings=MeterSettings(policies=_POLICIES),
+        settings=MeterSettings(policies=_POLICIES, prices=_PRICES),
     )
     archivist = Archivist(
         bus=bus,

@@ -68,6 +68,17 @@ class Settings(BaseSettings):
     meter: MeterSettings = MeterSettings()
     archivist: ArchivistSettings = ArchivistSettings()
 
+    @property
+    def broker(self) -> RabbitSettings:
+        """The broker, for what cannot do without it.
+
+        Raises:
+            WrongSettings: It is not set.
+        """
+        if self.rabbit is None:
+            raise WrongSettings("not set: RELAY_RABBIT__URL (amqp://user:password@host:5672/vhost)")
+        return self.rabbit
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -1,8 +1,10 @@
 """The real servers of the tests: who needs one asks for a fixture here and gets a corner of it for itself."""
 
 import os
+import ssl
 import uuid
 from collections.abc import AsyncIterator
+from functools import cache
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
@@ -46,12 +48,18 @@ def database_url() -> str:
     return offered("RELAY_TEST_DATABASE_URL")
 
 
+@cache
+def certificates() -> ssl.SSLContext:
+    """Those of the system. Loading them takes longer than most tests: once is enough."""
+    return ssl.create_default_context()
+
+
 @pytest.fixture
 async def rabbit_vhost(rabbit_url: str, rabbit_management_url: str) -> AsyncIterator[str]:
     """AMQP URL of a new and empty vhost, gone with all its queues and connections after the test."""
     name = f"test-{uuid.uuid4().hex}"
     user = urlsplit(rabbit_url).username or "guest"
-    async with httpx.AsyncClient(base_url=rabbit_management_url) as management:
+    async with httpx.AsyncClient(base_url=rabbit_management_url, verify=certificates()) as management:
         # Classic is every broker's default; said here so that a broker set up otherwise gives the same tests.
         vhost = await management.put(f"/api/vhosts/{name}", json={"default_queue_type": "classic"})
         vhost.raise_for_status()

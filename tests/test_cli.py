@@ -3,6 +3,8 @@
 import asyncio
 import json
 import socket
+import sys
+from asyncio.subprocess import DEVNULL
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -12,16 +14,19 @@ import aiohttp
 import click
 import pytest
 
-from relay.cli import relay
+from relay.cli import COMMANDS, relay
 from relay.simulator import Simulator, SimulatorConfig
 from relay.simulator.owner import Owner
-from tests.e2e.processes import START_SECONDS, Relay, finished, running
+from tests.e2e.processes import ROOT, START_SECONDS, Relay, finished, running
 
 SECRET = "hunter2-do-not-show"
 
 
 def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    for name, command in sorted(group.commands.items()):
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None, name
         yield (*path, name), command
         if isinstance(command, click.Group):
             yield from commands(command, (*path, name))
@@ -39,6 +44,28 @@ def test_every_command_has_help_with_an_example(path: tuple[str, ...]) -> None:
     if not isinstance(command, click.Group):
         assert "Example" in text
         assert f"relay {' '.join(path)}" in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_their_own_help_says(name: str) -> None:
+    command = ALL[(name,)]
+    assert command.name == name
+    assert (command.help or "").startswith(COMMANDS[name].does.removesuffix("."))
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("topology", "show"), ("wroker",)], ids=" ".join)
+async def test_what_needs_no_server_loads_no_library_for_one(arguments: tuple[str, ...]) -> None:
+    program = (
+        "import atexit, sys; from relay.cli import main;"
+        "atexit.register(lambda: print('\\nloaded:', *sorted(sys.modules))); main()"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, *arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=DEVNULL
+    )
+    output, _ = await process.communicate()
+    loaded = set(output.decode().rpartition("loaded: ")[2].split())
+    assert {"click", "relay.cli"} <= loaded
+    assert {"asyncio", "pydantic", "sqlalchemy", "aio_pika", "aiohttp", "httpx", "rich", "structlog"} & loaded == set()
 
 
 async def test_help_of_the_installed_command() -> None:
@@ -59,6 +86,7 @@ def in_words(errors: str) -> str:
         pytest.param(("wroker",), "wroker", id="no such command"),
         pytest.param(("demo", "--chats", "0"), "--chats", id="no chats"),
         pytest.param(("demo", "--speed", "fast"), "--speed", id="speed a word"),
+        pytest.param(("demo", "--dialect", "d9"), "--dialect", id="dialect nobody speaks"),
         pytest.param(("demo", "--rabbit", f"http://u:{SECRET}@x"), "--rabbit", id="broker by HTTP"),
         pytest.param(("demo", "--rabbit", SECRET), "--rabbit", id="broker a word"),
         pytest.param(("demo", "--directory", "/proc/relay"), "/proc/relay", id="directory that cannot be made"),

@@ -23,8 +23,9 @@ def check(summary: Any) -> None:
     for archive in summary["archives"]:
         assert hashlib.sha256(Path(archive["path"]).read_bytes()).hexdigest() == archive["sha256"]
     assert set(summary["spend_micros"]) == {"ann", "bob"}
-    for name in ("durable_events", "previews"):
-        assert summary[name] > 0, name
+    assert summary["durable_events"] > 0
+    # On a busy machine messages overtake nearly all that was to be shown before them.
+    assert summary["previews"] + summary["previews_coalesced"] > 0
     assert len(summary["alerts"]) == len(set(summary["alerts"])) > 0
 
 
@@ -40,6 +41,16 @@ async def test_the_same_with_a_real_broker(rabbit_vhost: str, tmp_path: Path) ->
     assert code == 0, errors
     check(json.loads(output))
     assert rabbit_vhost not in output + errors
+
+
+async def test_the_same_with_a_newer_coder(tmp_path: Path) -> None:
+    options = ("--chats", "3", "--speed", "4", "--json", "--dialect", "d3")
+    code, output, errors = await finished("demo", *options, "--directory", str(tmp_path))
+    assert code == 0, errors
+    assert "(dialect d3)" in errors
+    summary = json.loads(output)
+    assert (summary["equal"], summary["chats"]) == (3, 3)
+    assert all(summary["spend_micros"][owner] > 0 for owner in ("ann", "bob"))  # it has no prices of its own
 
 
 async def test_a_forged_message_on_the_broker_is_shown_and_ends_the_command_with_1(

@@ -7,6 +7,7 @@ from uuid import UUID
 from aiohttp import web
 
 from relay.simulator.calls import answer_json
+from relay.simulator.dialect import DIALECTS
 from relay.simulator.faults import KINDS, BadFault, Fault
 from relay.simulator.wire import JsonObject, parse_uuid
 
@@ -21,7 +22,8 @@ ACTIONS = {
     "inject": "a raw text as a frame {raw, chat?}",
     "replay_parts": "the part buffer again {chat?}",
     "unanswered": "the next runs end without an answer {times?}",
-    "restart": "stop and start again {keep_data?, polite?, down_seconds?, recovery_ms?}",
+    "roll": "half of the requests find another age of server {dialect; absent: no more}",
+    "restart": "stop and start again {keep_data?, polite?, down_seconds?, recovery_ms?, dialect?}",
 }
 
 _SKEW_SETTINGS = ("overtake", "overtake_ms", "lag", "lag_ms", "burst_loss", "burst_run", "snapshot_gap_ms")
@@ -134,12 +136,19 @@ class ControlApi:
             case "unanswered":
                 simulator.leave_unanswered(int(_number(body, "times") or 1))
                 return {"struck": 0}
+            case "roll":
+                try:
+                    simulator.roll(_dialect(body))
+                except ValueError as exc:
+                    raise BadRequest(str(exc)) from exc
+                return {"struck": 0}
             case _:
                 simulator.restart_soon(
                     keep_data=bool(body.get("keep_data", True)),
                     polite=bool(body.get("polite", False)),
                     down_seconds=_number(body, "down_seconds") or 0.0,
                     recovery_ms=_number(body, "recovery_ms"),
+                    dialect=_dialect(body),
                 )
                 return {"struck": 1}
 
@@ -180,6 +189,13 @@ def _chat(body: dict[str, Any]) -> UUID | None:
         return parse_uuid(str(body["chat"]))
     except ValueError as exc:
         raise BadRequest(f"chat: {exc}") from exc
+
+
+def _dialect(body: dict[str, Any]) -> str | None:
+    dialect: str | None = body.get("dialect")
+    if dialect is not None and dialect not in DIALECTS:
+        raise BadRequest(f"dialect must be one of: {', '.join(DIALECTS)}")
+    return dialect
 
 
 def _number(body: dict[str, Any], name: str) -> float | None:

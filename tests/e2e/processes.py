@@ -24,6 +24,8 @@ class Relay:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self.errors: list[str] = []  # lines of standard error
+        # One for all that is asked, and without certificates: to load them costs more than a process's whole answer.
+        self.http = httpx.AsyncClient(verify=False, timeout=START_SECONDS)
         self._news = asyncio.Condition()
         self._reader = asyncio.create_task(self._read_errors())
 
@@ -50,8 +52,7 @@ class Relay:
     async def ask(self, path: str) -> httpx.Response:
         """What the ops port says."""
         ops = (await self.logged("started"))["ops"]
-        async with httpx.AsyncClient() as http:
-            return await http.get(ops + path, timeout=START_SECONDS)
+        return await self.http.get(ops + path)
 
     async def following(self) -> set[str]:
         """Ids of the chats that this worker follows."""
@@ -100,6 +101,7 @@ async def running(*arguments: str, settings: Mapping[str, str] | None = None) ->
         if process.returncode is None:
             await relay.kill()
         await relay._reader
+        await relay.http.aclose()
 
 
 async def finished(*arguments: str, settings: Mapping[str, str] | None = None) -> tuple[int, str, str]:

@@ -1,0 +1,128 @@
+"""`relay check`: does what the settings name answer?"""
+
+import asyncio
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+
+import click
+
+from relay.adapters.clock import SystemClock
+from relay.adapters.coder import CoderUpstream, open_upstream
+from relay.adapters.logs import LogSettings, configure_logs
+from relay.adapters.rabbit import open_rabbit
+from relay.adapters.store import open_store
+from relay.core.errors import BadFrame, ChatRefused, Unauthorized, Unavailable, WrongSettings
+from relay.ports import Retention
+from relay.settings import Settings, read_settings
+
+_GREETING_SECONDS = 1.0  # a server that greets does so at once
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="A JSON object instead of lines.")
+def check(*, as_json: bool) -> None:
+    """Try settings and connections, each with what to do about it. Exit code 1 when one fails.
+
+    \b
+    Example:
+      relay check
+    """
+    settings = read_settings()
+    configure_logs(LogSettings(level="error"))
+    results = asyncio.run(_check(settings))
+    if as_json:
+        click.echo(json.dumps({each.name: {"ok": each.ok, "said": each.said, **each.found} for each in results}))
+    else:
+        for each in results:
+            click.echo(f"{'ok  ' if each.ok else 'FAIL'}  {each.name:<9} {each.said}")
+            for line in each.more:
+                click.echo(f"{'':15} {line}")
+    sys.exit(0 if all(each.ok for each in results) else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """`found` and `more` say the same: what was learned, for a program and in lines for a person."""
+
+    name: str
+    ok: bool
+    said: str
+    found: Mapping[str, object] = field(default_factory=dict)
+    more: Sequence[str] = ()
+
+
+async def _check(settings: Settings) -> list[_Result]:
+    async def database() -> _Result:
+        async with open_store(settings.database, SystemClock()) as store:
+            await store.check()
+        return _Result("database", True, settings.database.safe_url)
+
+    async def broker() -> _Result:
+        rabbit = settings.broker
+        async with open_rabbit(rabbit) as bus:
+            depth = await bus.depth("relay.meter")
+        return _Result("broker", True, f"{rabbit.safe_url}, {depth} messages wait for the meter")
+
+    async def coder() -> _Result:
+        if settings.coder is None:
+            raise WrongSettings("not set: RELAY_CODER__URL and RELAY_CODER__TOKEN (or RELAY_CODER__TOKEN_FILE)")
+        async with open_upstream(settings.coder) as upstream:
+            account = await upstream.account()
+            chats = await upstream.list_chats(archived=False)
+            await upstream.survey()
+            await _see_a_frame(upstream)
+            retention = await upstream.retention()
+        return _Result(
+            "coder",
+            True,
+            f"{settings.coder.url} as {account.username}, {len(chats)} chats",
+            {**upstream.status(), "retention": asdict(retention)},
+            _about(upstream, retention),
+        )
+
+    results = []
+    for name, attempt in (("database", database), ("broker", broker), ("coder", coder)):
+        try:
+            results.append(await attempt())
+        except (Unavailable, WrongSettings, Unauthorized, ChatRefused) as exc:
+            results.append(_Result(name, False, str(exc)))
+    return results
+
+
+async def _see_a_frame(upstream: CoderUpstream) -> None:
+    """The watch socket opens, and says what frames look like, if the server greets there as old ones do."""
+    async with upstream.watch() as frames:
+        with suppress(TimeoutError, BadFrame):
+            async with asyncio.timeout(_GREETING_SECONDS):
+                await anext(frames)
+
+
+def _about(upstream: CoderUpstream, retention: Retention) -> list[str]:
+    seen = upstream.evidence
+    limits = {
+        True: "has spend limits of its own; models cost what RELAY_METER__PRICES says, else what Coder says",
+        False: "has no spend limits of its own; models cost what RELAY_METER__PRICES says",
+        None: "did not say whether it has spend limits of its own",
+    }[seen.native_limits]
+    gateway = {
+        "licensed": "AI Gateway budgets are read",
+        "unlicensed": "has no licence for AI Gateway budgets",
+        "absent": "has no AI Gateway budgets",
+        None: "did not say whether it has AI Gateway budgets",
+    }[seen.gateway]
+    return [
+        f"speaks {upstream.dialect.value} ({seen.words()})",
+        limits,
+        gateway,
+        f"archives chats: {_when(retention.auto_archive_days, 'without activity')}",
+        f"deletes archived chats: {_when(retention.archived_chats_days, 'in the archive')}",
+    ]
+
+
+def _when(days: int | None, doing: str) -> str:
+    if days is None:
+        return "never by itself, or it does not say"
+    return f"after {days} days {doing}" if days else "never by itself"
