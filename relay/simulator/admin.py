@@ -5,21 +5,22 @@ from uuid import UUID
 from aiohttp import web
 
 from relay.simulator.calls import Call, Handler, Refused, answer_json, no_content, not_found
+from relay.simulator.dialect import Features
+from relay.simulator.provider import PROVIDERS
 from relay.simulator.state import Database, ModelConfig, StoredFile, User
 from relay.simulator.wire import NIL_UUID, ZERO_TIME, JsonObject, parse_uuid, rfc3339
 
-PROVIDERS = {
-    "anthropic": "Anthropic",
-    "azure": "Azure OpenAI",
-    "bedrock": "AWS Bedrock",
-    "google": "Google",
-    "openai": "OpenAI",
-    "openai-compat": "OpenAI Compatible",
-    "openrouter": "OpenRouter",
-    "vercel": "Vercel AI Gateway",
-}
 LONGEST_PROMPT = 131_072
 LARGEST_FILE = 10_485_760
+IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp")
+PLAIN = "text/plain"
+PROVIDERS_ARE_GONE = "Legacy chat provider APIs were removed. Use AI provider APIs instead."
+SEE_THE_DOCS = "See https://coder.com/docs/ai-coder/agents/models#providers for AI provider configuration."
+KEY_POLICIES = {
+    "central_api_key_enabled": True,
+    "allow_user_api_key": False,
+    "allow_central_api_key_fallback": False,
+}
 MEDIA_TYPES = {
     b"\x89PNG\r\n\x1a\n": "image/png",
     b"\xff\xd8\xff": "image/jpeg",
@@ -29,26 +30,43 @@ MEDIA_TYPES = {
 
 
 class AdminApi:
-    """Handlers by route below `/api/experimental/chats`."""
+    """Handlers by route, below the chats and below `/api/v2`. Which of them there are depends on the server's age."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, features: Features) -> None:
         self._database = database
+        self._features = features
+        self.site_routes: list[tuple[str, str, Handler]] = []
+        if not features.legacy_providers:
+            self.site_routes.append(("GET", "ai/providers", self.ai_providers))
+        if features.organization_models:
+            self.site_routes.append(("GET", "organizations/{organization}/chats/models", self.organization_models))
         self.routes: list[tuple[str, str, Handler]] = [
             ("GET", "models", self.models),
             ("GET", "model-configs", self.model_configs),
             ("GET", "providers", self.providers),
+            ("POST", "providers", self.providers),
             ("GET", "insights/pull-requests", self.insights),
             ("GET", "config/system-prompt", self.get_system_prompt),
             ("PUT", "config/system-prompt", self.put_system_prompt),
             ("GET", "config/user-prompt", self.get_user_prompt),
             ("PUT", "config/user-prompt", self.put_user_prompt),
-            ("GET", "config/desktop-enabled", self.get_desktop),
-            ("PUT", "config/desktop-enabled", self.put_desktop),
             ("GET", "config/workspace-ttl", self.get_ttl),
             ("PUT", "config/workspace-ttl", self.put_ttl),
             ("POST", "files", self.upload),
             ("GET", "files/{file}", self.download),
         ]
+        if features.desktop:
+            self.routes += [
+                ("GET", "config/desktop-enabled", self.get_desktop),
+                ("PUT", "config/desktop-enabled", self.put_desktop),
+            ]
+        if features.retention:
+            self.routes += [
+                ("GET", "config/retention-days", self.get_retention),
+                ("PUT", "config/retention-days", self.put_retention),
+                ("GET", "config/auto-archive-days", self.get_auto_archive),
+                ("PUT", "config/auto-archive-days", self.put_auto_archive),
+            ]
 
     # Models
 
@@ -58,8 +76,29 @@ class AdminApi:
         return sorted(configs, key=lambda c: (c.provider, c.model))
 
     async def models(self, call: Call) -> web.StreamResponse:
+        answer: JsonObject = {"providers": self._providers_with_models()}
+        if self._features.unsupported_providers:
+            answer["unsupported_providers"] = []
+        return answer_json(answer)
+
+    async def organization_models(self, call: Call) -> web.StreamResponse:
+        """
+        Raises:
+            Refused: 404, another organization.
+        """
+        if call.names[0] not in ("default", str(self._database.organization_id)):
+            raise not_found()
+        return answer_json(
+            {
+                "models": [self._model_config(config) for config in self._visible_configs(call.user)],
+                "providers": self._providers_with_models(),
+                "unsupported_providers": [],
+            }
+        )
+
+    def _providers_with_models(self) -> list[JsonObject]:
         enabled = [config for config in self._database.model_configs.values() if config.enabled]
-        answer = []
+        answer: list[JsonObject] = []
         for provider in PROVIDERS:
             models = {c.model.lower(): c for c in sorted(enabled, key=lambda c: c.updated_at) if c.provider == provider}
             if enabled and not models:
@@ -74,18 +113,20 @@ class AdminApi:
                             "id": f"{provider}:{config.model}",
                             "provider": provider,
                             "model": config.model,
-                            "display_name": config.display_name or config.model,
+                            "display_name": config.display_name,
                         }
                         for _, config in sorted(models.items())
                     ],
                 }
             )
-        return answer_json({"providers": answer})
+        return answer
 
     async def model_configs(self, call: Call) -> web.StreamResponse:
-        return answer_json([_model_config(config) for config in self._visible_configs(call.user)])
+        return answer_json([self._model_config(config) for config in self._visible_configs(call.user)])
 
     async def providers(self, call: Call) -> web.StreamResponse:
+        if not self._features.legacy_providers:
+            raise Refused(410, PROVIDERS_ARE_GONE, SEE_THE_DOCS)
         call.need_owner()
         configured = {config.provider: config for config in self._database.model_configs.values()}
         answer = []
@@ -98,10 +139,35 @@ class AdminApi:
                     "display_name": name,
                     "enabled": config is not None,
                     "has_api_key": config is not None,
+                    **(KEY_POLICIES if self._features.labels else {}),
                     **({"base_url": "http://127.0.0.1/v1"} if config else {}),
                     "source": "database" if config else "supported",
                     "created_at": rfc3339(config.created_at) if config else ZERO_TIME,
                     "updated_at": rfc3339(config.updated_at) if config else ZERO_TIME,
+                }
+            )
+        return answer_json(answer)
+
+    async def ai_providers(self, call: Call) -> web.StreamResponse:
+        """What replaced the providers of the chats."""
+        call.need_owner()
+        answer = []
+        for config in {config.provider: config for config in self._database.model_configs.values()}.values():
+            created, updated = rfc3339(config.created_at), rfc3339(config.updated_at)
+            key = {"id": str(_provider_id(config)), "masked": "...", "created_at": created}
+            answer.append(
+                {
+                    "id": str(_provider_id(config)),
+                    "type": config.provider,
+                    "name": "lab",
+                    "display_name": "Lab",
+                    **({"icon": ""} if self._features.chat_summaries else {}),
+                    "enabled": True,
+                    "base_url": "http://127.0.0.1/v1",
+                    "api_keys": [key],
+                    "settings": None,
+                    "created_at": created,
+                    "updated_at": updated,
                 }
             )
         return answer_json(answer)
@@ -116,10 +182,39 @@ class AdminApi:
         summary = dict.fromkeys(names, 0)
         return answer_json({"summary": summary, "time_series": [], "by_model": [], "recent_prs": []})
 
+    def _model_config(self, config: ModelConfig) -> JsonObject:
+        has = self._features
+        prices = {
+            "input_price_per_million_tokens": config.input_price,
+            "output_price_per_million_tokens": config.output_price,
+            "cache_read_price_per_million_tokens": config.cache_read_price,
+            "cache_write_price_per_million_tokens": config.cache_write_price,
+        }
+        cost = {name: format(price, "f") for name, price in prices.items() if price is not None and has.priced_models}
+        return {
+            "id": str(config.id),
+            **({} if has.unsupported_providers else {"provider": config.provider}),
+            **({} if has.legacy_providers else {"ai_provider_id": str(_provider_id(config))}),
+            "model": config.model,
+            "display_name": config.display_name,
+            "enabled": config.enabled,
+            "is_default": config.is_default,
+            "context_limit": config.context_limit,
+            "compression_threshold": config.compression_threshold,
+            **({"model_config": {"cost": cost}} if cost else {}),
+            "created_at": rfc3339(config.created_at),
+            "updated_at": rfc3339(config.updated_at),
+        }
+
     # Configuration
 
     async def get_system_prompt(self, call: Call) -> web.StreamResponse:
-        return answer_json({"system_prompt": self._database.system_prompt})
+        answer: JsonObject = {"system_prompt": self._database.system_prompt}
+        if self._features.labels:
+            if not call.user.is_owner:
+                raise not_found()
+            answer |= {"include_default_system_prompt": True, "default_system_prompt": "You are the Coder agent."}
+        return answer_json(answer)
 
     async def put_system_prompt(self, call: Call) -> web.StreamResponse:
         text = _prompt((await call.body()).text("system_prompt"), "System prompt")
@@ -159,6 +254,22 @@ class AdminApi:
         self._database.workspace_ttl_ms = ttl
         return no_content()
 
+    async def get_retention(self, call: Call) -> web.StreamResponse:
+        return answer_json({"retention_days": self._database.retention_days})
+
+    async def put_retention(self, call: Call) -> web.StreamResponse:
+        call.need_owner()
+        self._database.retention_days = (await call.body()).integer("retention_days") or 0
+        return no_content()
+
+    async def get_auto_archive(self, call: Call) -> web.StreamResponse:
+        return answer_json({"auto_archive_days": self._database.auto_archive_days})
+
+    async def put_auto_archive(self, call: Call) -> web.StreamResponse:
+        call.need_owner()
+        self._database.auto_archive_days = (await call.body()).integer("auto_archive_days") or 0
+        return no_content()
+
     # Files
 
     async def upload(self, call: Call) -> web.StreamResponse:
@@ -169,10 +280,9 @@ class AdminApi:
             parse_uuid(organization)
         except ValueError as exc:
             raise Refused(400, "Invalid organization ID.") from exc
-        unsupported = Refused(
-            400, "Unsupported file type.", "Allowed types: image/png, image/jpeg, image/gif, image/webp."
-        )
-        if call.request.content_type not in ("image/png", "image/jpeg", "image/gif", "image/webp"):
+        allowed = self._allowed_files()
+        unsupported = Refused(400, "Unsupported file type.", f"Allowed types: {', '.join(allowed)}.")
+        if call.request.content_type not in allowed:
             raise unsupported
         data = await call.request.read()
         if len(data) > LARGEST_FILE:
@@ -180,6 +290,8 @@ class AdminApi:
         media_type = next((kind for magic, kind in MEDIA_TYPES.items() if data.startswith(magic)), None)
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             media_type = "image/webp"
+        if media_type is None and not call.request.content_type.startswith("image/"):
+            media_type = call.request.content_type
         if media_type is None:
             raise unsupported
         disposition = call.request.headers.get("Content-Disposition", "")
@@ -187,6 +299,13 @@ class AdminApi:
         stored = StoredFile(self._database.new_id(), call.user.id, name, media_type, data)
         self._database.files[stored.id] = stored
         return answer_json({"id": str(stored.id)}, 201)
+
+    def _allowed_files(self) -> tuple[str, ...]:
+        """Media types in the order in which a refusal names them."""
+        has = self._features
+        if has.retention:
+            return tuple(sorted((*IMAGES, "application/json", "application/pdf", "text/csv", "text/markdown", PLAIN)))
+        return tuple(sorted((*IMAGES, PLAIN))) if has.labels else IMAGES
 
     async def download(self, call: Call) -> web.StreamResponse:
         try:
@@ -233,29 +352,6 @@ def user_json(user: User, organization_id: UUID) -> JsonObject:
         "login_type": "password",
         "organization_ids": [str(organization_id)],
         "roles": [{"name": "owner", "display_name": "Owner"}] if user.is_owner else [],
-    }
-
-
-def _model_config(config: ModelConfig) -> JsonObject:
-    prices = {
-        "input_price_per_million_tokens": config.input_price,
-        "output_price_per_million_tokens": config.output_price,
-        "cache_read_price_per_million_tokens": config.cache_read_price,
-        "cache_write_price_per_million_tokens": config.cache_write_price,
-    }
-    cost = {name: format(price, "f") for name, price in prices.items() if price is not None}
-    return {
-        "id": str(config.id),
-        "provider": config.provider,
-        "model": config.model,
-        "display_name": config.display_name,
-        "enabled": config.enabled,
-        "is_default": config.is_default,
-        "context_limit": config.context_limit,
-        "compression_threshold": config.compression_threshold,
-        **({"model_config": {"cost": cost}} if cost else {}),
-        "created_at": rfc3339(config.created_at),
-        "updated_at": rfc3339(config.updated_at),
     }
 
 

@@ -149,6 +149,17 @@ class Body:
             raise _bad_body(f"json: cannot unmarshal into Go struct field .{name}")
         return [Body({key.lower(): item for key, item in value.items()}) for value in values]
 
+    def texts(self, name: str) -> dict[str, str]:
+        """An object of texts; absent is empty."""
+        values = self._of(name, dict, "map[string]string") or {}
+        if not all(isinstance(value, str) for value in values.values()):
+            raise _bad_body(f"json: cannot unmarshal into Go struct field .{name} of type string")
+        return {go_text(key): go_text(value) for key, value in values.items()}
+
+    def value(self, name: str) -> Any:
+        """Decoded JSON of any kind; None is absent or null."""
+        return self._values.get(name)
+
     def uuid(self, name: str) -> UUID | None:
         value = self._of(name, str, "uuid.UUID")
         return None if value is None else self._uuid(value)

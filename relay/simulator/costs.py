@@ -10,6 +10,7 @@ from aiohttp import web
 from relay.simulator import spend
 from relay.simulator.admin import find_user
 from relay.simulator.calls import Call, Handler, Refused, answer_json, no_content
+from relay.simulator.dialect import Features
 from relay.simulator.state import Chat, Database, Message, User
 from relay.simulator.wire import JsonObject, parse_int, parse_uuid, rfc3339
 
@@ -22,11 +23,17 @@ TOKEN_TOTALS = {
 
 
 class CostsApi:
-    """Handlers by route below `/api/experimental/chats`."""
+    """Handlers by route below the chats; which of them there are depends on the server's age."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, features: Features) -> None:
         self._database = database
-        self.routes: list[tuple[str, str, Handler]] = [
+        self._features = features
+        self.routes: list[tuple[str, str, Handler]] = [("GET", "{chat}/cost", self.chat_cost)]
+        if not features.chat_cost:
+            self.routes = []
+        if not features.native_limits:
+            return
+        self.routes += [
             ("GET", "cost/users", self.cost_users),
             ("GET", "cost/{user}/summary", self.cost_summary),
             ("GET", "usage-limits", self.get_limits),
@@ -38,6 +45,20 @@ class CostsApi:
 
     # Costs
 
+    async def chat_cost(self, call: Call) -> web.StreamResponse:
+        """Of the whole tree of the chat: a root and its sub-agents all tell the same."""
+        root_id = call.chat.root_id or call.chat.id
+        tree = [chat for chat in self._database.chats.values() if root_id in (chat.id, chat.root_id)]
+        messages = [m for chat in tree for m in chat.messages if m.role == "assistant" and m.usage is not None]
+        return answer_json(
+            {
+                "chat_id": str(call.chat.id),
+                "total_cost_micros": sum(message.cost_micros or 0 for message in messages),
+                "request_count": len(messages),
+                "unpriced_request_count": sum(1 for message in messages if message.cost_micros is None),
+            }
+        )
+
     async def cost_users(self, call: Call) -> web.StreamResponse:
         call.need_owner()
         start, end = self._window(call, ("username", "limit", "offset"))
@@ -48,7 +69,7 @@ class CostsApi:
             messages = spend.charged(self._database, user.id, start, end)
             if messages and (wanted in user.username.lower() or wanted in user.name.lower()):
                 chats = {self._root_of(message) for message in messages}
-                total, counted, tokens = _sums(messages)
+                total, counted, tokens = self._sums(messages)
                 rollups.append(
                     {
                         "user_id": str(user.id),
@@ -72,7 +93,7 @@ class CostsApi:
         start, end = self._window(call, ())
         messages = spend.charged(self._database, user.id, start, end)
         priced = [message for message in messages if message.cost_micros is not None]
-        total, counted, tokens = _sums(messages)
+        total, counted, tokens = self._sums(messages)
         answer: JsonObject = {
             "start_date": rfc3339(start),
             "end_date": rfc3339(end),
@@ -92,7 +113,7 @@ class CostsApi:
         for model_id, group in _grouped(messages, lambda message: message.model_config_id):
             config = self._database.model_configs.get(model_id)
             if config is not None:
-                total, counted, tokens = _sums(group)
+                total, counted, tokens = self._sums(group)
                 groups.append(
                     {
                         "model_config_id": str(model_id),
@@ -110,7 +131,7 @@ class CostsApi:
         groups = []
         for root_id, group in _grouped(messages, self._root_of):
             root = self._database.chats.get(root_id)
-            total, counted, tokens = _sums(group)
+            total, counted, tokens = self._sums(group)
             groups.append(
                 {
                     "root_chat_id": str(root_id),
@@ -121,6 +142,17 @@ class CostsApi:
                 }
             )
         return sorted(groups, key=lambda group: -group["total_cost_micros"])
+
+    def _sums(self, messages: list[Message]) -> tuple[int, int, JsonObject]:
+        """Cost, how many messages have any token count, and the totals: tokens, and the run's time where it is kept."""
+        totals: JsonObject = {
+            total: sum(getattr(message.usage, name) for message in messages if message.usage)
+            for total, name in TOKEN_TOTALS.items()
+        }
+        if self._features.labels:
+            totals["total_runtime_ms"] = sum(message.runtime_ms for message in messages)
+        counted = sum(1 for message in messages if message.usage and message.usage.counts_tokens)
+        return sum(message.cost_micros or 0 for message in messages), counted, totals
 
     def _root_of(self, message: Message) -> UUID:
         chat: Chat = self._database.chats[message.chat_id]
@@ -236,16 +268,6 @@ def _paging(call: Call) -> tuple[int, int]:
     if errors:
         raise Refused(400, "Invalid query parameters.", validations=errors)
     return numbers["limit"] if numbers["limit"] > 0 else 10, numbers["offset"]
-
-
-def _sums(messages: list[Message]) -> tuple[int, int, dict[str, int]]:
-    """Cost, how many messages have any token count, and the token totals."""
-    tokens = {
-        total: sum(getattr(message.usage, name) for message in messages if message.usage)
-        for total, name in TOKEN_TOTALS.items()
-    }
-    counted = sum(1 for message in messages if message.usage and message.usage.counts_tokens)
-    return sum(message.cost_micros or 0 for message in messages), counted, tokens
 
 
 def _grouped(messages: list[Message], key: Callable[[Message], Any]) -> list[tuple[Any, list[Message]]]:

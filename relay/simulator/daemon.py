@@ -1,61 +1,46 @@
-"""The part of the server that runs turns: the status machine, the part buffer, steps, retries, interrupts.
+"""The part of the servers before 2.35 that runs turns: statuses, queue, interrupts, edits, and who gets a run when.
 
-Every status change, every event and its order follow coderd/chatd at ff8dcca as seen running. The public methods are
-one transaction each: they change rows and publish, without an await in between.
+Every status change, every event and its order follow coderd/chatd as seen running, at ff8dcca and three later commits.
+The public methods are one transaction each: they change rows and publish, without an await in between.
 """
 
 import asyncio
-import time
-from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 from uuid import UUID
 
 from relay.simulator import model
-from relay.simulator.dialect import ErrorEvent, PartEvent, RetryEvent, StatusEvent
-from relay.simulator.spend import cost_micros
-from relay.simulator.state import QUEUE_LIMIT, Chat, Database, Message, Part, QueuedMessage
-from relay.simulator.step import StepOutput
+from relay.simulator.dialect import ActionRequiredEvent, ErrorEvent, PartEvent, RetryEvent, StatusEvent
+from relay.simulator.run import Run, notifiable
+from relay.simulator.state import QUEUE_LIMIT, Chat, ChatError, Database, Message, Part, QueuedMessage
+from relay.simulator.step import open_calls, result_of
 from relay.simulator.stream import HistoryEdited, Hub, MessagesStored, QueueChanged
+from relay.simulator.turns import (
+    NoResultsAwaited,
+    NotAUserMessage,
+    Pace,
+    ParentArchived,
+    QueueFull,
+    ResultMissing,
+    ToolOutput,
+    UnknownMessage,
+    UnknownQueuedMessage,
+    automatic_title,
+    text_of,
+)
 
-PART_BUFFER = 10_000
-MAX_ATTEMPTS = 25
-# PostgreSQL refuses a notification of 8000 bytes; the envelope around an error text takes the rest.
-LONGEST_NOTIFIED_TEXT = 7500
-POLL_MS = 1000.0
 CHATS_PER_POLL = 10
-
-
-class QueueFull(Exception):
-    """The chat's queue holds as many prompts as it may."""
-
-
-class UnknownMessage(Exception):
-    """No such message in this chat, or edited away."""
-
-
-class NotAUserMessage(Exception):
-    """Only user messages can be edited."""
-
-
-class UnknownQueuedMessage(Exception):
-    """No such prompt in this chat's queue."""
-
-
-class ModelFailed(Exception):
-    """The model's provider answered with an error."""
-
-
-@dataclass(frozen=True)
-class Pace:
-    """`speed` divides every model time; the poll for pending chats is a model time too."""
-
-    speed: float = 1.0
-    poll_ms: float = POLL_MS
-    titles: bool = True
-    title_ms: float = 10.0
-    recovery_ms: float = 303_000.0
+# How long the parts of a run that has ended are kept, where they are kept, and how long a polite stop waits for runs.
+STALE_PARTS_MS = 30_000.0
+DRAIN_MS = 11_000.0
+SUMMARY_MS = 3.0
+SUMMARIES = {
+    "waiting": "Finished latest turn",
+    "pending": "Still working on request",
+    "requires_action": "Waiting for user input",
+}
+INTERRUPTED_BY_USER = "Tool execution interrupted by user"
 
 
 class Daemon:
@@ -65,8 +50,12 @@ class Daemon:
         self.database = database
         self.hub = hub
         self.pace = pace
+        self.features = hub.dialect.features
         self.runs: dict[UUID, Run] = {}
         self.unanswered = 0
+        self.flowing = asyncio.Event()
+        self.flowing.set()
+        self._stale: dict[UUID, list[PartEvent]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._poller: asyncio.Task[None] | None = None
 
@@ -80,7 +69,13 @@ class Daemon:
         self._poller = asyncio.create_task(self._poll())
 
     async def stop(self, *, polite: bool) -> None:
-        """End all runs. Politely: their chats become pending again, without an event. Killed: rows stay as they are."""
+        """End all runs. Politely: their chats become pending again, without an event. Killed: rows stay as they are.
+
+        Some servers let runs end first, as long as that takes no longer than they like, with nobody connected.
+        """
+        if polite and self.features.drains and self.runs:
+            ending = [run.task for run in self.runs.values()]
+            await asyncio.wait(ending, timeout=DRAIN_MS * 0.001 / self.pace.speed)
         tasks = [*self._tasks, *(run.task for run in self.runs.values())]
         if self._poller is not None:
             tasks.append(self._poller)
@@ -93,10 +88,11 @@ class Daemon:
         self.runs.clear()
 
     async def sleep(self, ms: float) -> None:
-        """Wait for model milliseconds."""
+        """Wait for model milliseconds, and as long as models are held."""
         await asyncio.sleep(ms * 0.001 / self.pace.speed)
+        await self.flowing.wait()
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -108,11 +104,24 @@ class Daemon:
 
     def poll(self, only: UUID | None = None) -> None:
         """Start runs for pending chats (or for one of them), oldest change first, at most ten at once."""
-        pending = [c for c in self.database.chats.values() if c.status == "pending" and only in (None, c.id)]
-        free = sorted((chat for chat in pending if chat.id not in self.runs), key=lambda chat: chat.updated_at)
-        for chat in free[:CHATS_PER_POLL]:
+        waiting = [c for c in self.database.chats.values() if self.needs_run(c) and only in (None, c.id)]
+        waiting.sort(key=lambda chat: chat.updated_at)
+        for chat in waiting[:CHATS_PER_POLL]:
+            self._stale.pop(chat.id, None)
             self._set_status(chat, "running")
             self.runs[chat.id] = Run(self, chat)
+
+    def needs_run(self, chat: Chat) -> bool:
+        """Whether a run of this chat would begin with the next poll."""
+        return chat.status == "pending" and chat.id not in self.runs
+
+    def buffered(self, chat: Chat) -> list[PartEvent | RetryEvent]:
+        """What a stream that opens now gets besides the rows: the running step so far, or what is left of the last."""
+        run = self.runs.get(chat.id)
+        if run is None:
+            return [*self._stale.get(chat.id, ())]
+        retry = [run.retry] if run.retry and self.features.retry_in_snapshot else []
+        return [*retry, *run.buffer]
 
     async def _recover(self, lost: list[Chat]) -> None:
         await self.sleep(self.pace.recovery_ms)
@@ -123,25 +132,49 @@ class Daemon:
     # What a request does
 
     def create_chat(
-        self, owner: UUID, title: str, content: tuple[Part, ...], model_id: UUID, parent: Chat | None = None
+        self,
+        owner: UUID,
+        title: str,
+        content: tuple[Part, ...],
+        model_id: UUID,
+        parent: Chat | None = None,
+        *,
+        dynamic_tools: tuple[str, ...] = (),
+        labels: Mapping[str, str] | None = None,
     ) -> Chat:
         chat = self.database.create_chat(owner, title, content, model_id, parent)
+        chat.dynamic_tools, chat.labels = dynamic_tools, dict(labels or {})
         self.hub.publish_watch("created", chat)
         return chat
 
     def send(
-        self, chat: Chat, caller: UUID, content: tuple[Part, ...], model_id: UUID | None
+        self,
+        chat: Chat,
+        caller: UUID,
+        content: tuple[Part, ...],
+        model_id: UUID | None,
+        *,
+        interrupting: bool = False,
     ) -> Message | QueuedMessage:
         """Insert the message, or queue it while the chat is busy or its queue is not empty.
+
+        Args:
+            interrupting: Interrupt a busy chat for it. One that waits for a client's tools stays `waiting` then, with
+                the prompt in its queue.
 
         Raises:
             QueueFull: Twenty prompts wait already.
         """
-        if chat.is_busy or chat.queue:
+        is_blocked = chat.status == "requires_action"
+        if chat.is_busy or is_blocked or chat.queue:
             if len(chat.queue) >= QUEUE_LIMIT:
                 raise QueueFull
-            queued = self.database.enqueue(chat, content)
+            queued = self.database.enqueue(chat, content, model_id)
             self.hub.publish(chat, QueueChanged())
+            if interrupting and is_blocked:
+                self._change_status(chat, "waiting")
+            elif interrupting:
+                self.interrupt(chat)
             return queued
         message = self._insert_user_message(chat, caller, content, model_id)
         self._change_status(chat, "pending")
@@ -166,22 +199,33 @@ class Daemon:
         new = self.database.insert(chat, "user", content, self.database.clock.now(), created_by=caller, model=model_id)
         self.hub.publish(chat, HistoryEdited(), QueueChanged())
         self._change_status(chat, "pending")
-        self._abort(chat, "superseded")
+        self._supersede(chat)
         return new
 
     def interrupt(self, chat: Chat) -> None:
         """Set the chat waiting and let its run save what it has. A pending chat stays so and is announced again."""
         was_running = chat.status == "running"
+        if chat.status == "requires_action":
+            self._give_up_calls(chat)
         self._change_status(chat, "pending" if chat.status == "pending" else "waiting")
         if was_running:
             self._abort(chat, "interrupted")
+
+    def _give_up_calls(self, chat: Chat) -> None:
+        """Answer the client's calls in its place. No stream is told of these messages."""
+        now = self.database.clock.now()
+        for call in open_calls(chat):
+            result = result_of(call, INTERRUPTED_BY_USER, is_error=True)
+            self.database.insert(chat, "tool", (result,), now, model=chat.last_model_config_id)
 
     def delete_queued(self, chat: Chat, queue_id: int) -> None:
         chat.queue[:] = [queued for queued in chat.queue if queued.id != queue_id]
         self.hub.publish(chat, QueueChanged())
 
-    def promote(self, chat: Chat, caller: UUID, queue_id: int) -> Message:
-        """Make a queued prompt a message now, whatever runs; the partial output of a run is lost.
+    def promote(self, chat: Chat, caller: UUID, queue_id: int) -> Message | None:
+        """Make a queued prompt a message now, whatever runs: the partial output of a run is lost.
+
+        Later servers put it at the head of the queue and interrupt the run.
 
         Raises:
             UnknownQueuedMessage: Nothing was changed.
@@ -190,39 +234,135 @@ class Daemon:
         if queued is None:
             raise UnknownQueuedMessage
         chat.queue.remove(queued)
+        if self.features.accepted_promotes and chat.status == "running":
+            chat.queue.insert(0, queued)
+            self.hub.publish(chat, QueueChanged())
+            self.interrupt(chat)
+            return None
         self.hub.publish(chat, QueueChanged())
         message = self._insert_user_message(chat, caller, queued.content, None)
         self._change_status(chat, "pending")
-        self._abort(chat, "superseded")
-        return message
+        self._supersede(chat)
+        return None if self.features.accepted_promotes else message
 
     def set_archived(self, chat: Chat, archived: bool) -> None:
-        """Archive the chat and its sub-agents, or unarchive the chat alone. The event has the row as it was."""
-        self.hub.publish_watch("deleted" if archived else "created", chat)
+        """Archive the chat and its sub-agents. What is unarchived along with it depends on the server's age.
+
+        Raises:
+            ParentArchived: Nothing was changed.
+        """
+        has = self.features
+        parent = self.database.chats.get(chat.parent_id) if chat.parent_id else None
+        if not archived and has.cascading_unarchive and parent is not None and parent.archived:
+            raise ParentArchived
+        tree = [chat]
+        if archived or has.cascading_unarchive:
+            tree += [child for child in self.database.children(chat) if child.archived != archived]
+        if not has.whole_watch:  # the oldest servers announce the root alone, with the row as it was
+            self.hub.publish_watch("deleted" if archived else "created", chat)
+        for one in tree:
+            if archived and has.archive_interrupts and one.is_busy:
+                self.interrupt(one)
+            one.archived, one.updated_at = archived, self.database.clock.now()
+            if has.whole_watch:
+                self.hub.publish_watch("deleted" if archived else "created", one)
+
+    def set_title(self, chat: Chat, title: str) -> None:
+        """Name the chat by hand."""
+        chat.title, chat.updated_at = title, self.database.clock.now()
+        self.hub.publish_watch("title_change", chat)
+
+    def submit_results(self, chat: Chat, caller: UUID, results: Sequence[ToolOutput]) -> None:
+        """Store a client's results; the turn goes on.
+
+        Raises:
+            NoResultsAwaited, ResultMissing: Nothing was changed.
+        """
+        if chat.status != "requires_action":
+            raise NoResultsAwaited
+        given = {result.call_id: result for result in results}
+        calls = open_calls(chat)
+        for call in calls:
+            if call.tool_call_id not in given:
+                raise ResultMissing(call.tool_call_id)
         now = self.database.clock.now()
-        for one in [chat, *self.database.children(chat)] if archived else [chat]:
-            one.archived, one.updated_at = archived, now
+        for call in calls:
+            result = given[call.tool_call_id]
+            part = result_of(call, result.output, is_error=result.is_error)
+            self.database.insert(chat, "tool", (part,), now, created_by=caller, model=chat.last_model_config_id)
+            self.hub.publish(chat, MessagesStored())
+        self._change_status(chat, "pending")
 
     # What a run does
 
-    def end_run(self, run: "Run", error: str | None) -> None:
+    def end_run(self, run: Run, error: ChatError | None) -> None:
         """The worker lets the chat go; what follows depends on what happened to it meanwhile."""
         chat = run.chat
         self.runs.pop(chat.id, None)
-        run.buffer.clear()
-        if error is not None and len(error.encode()) < LONGEST_NOTIFIED_TEXT:
+        if self.features.stale_parts:
+            self._keep_parts(run)
+        if error is not None and notifiable(error):
             self.hub.publish(chat, ErrorEvent(error))
         if chat.status == "pending":
             self._publish_status(chat)
         elif error is not None:
             self._change_status(chat, "error", error)
-        elif chat.queue:
-            queued = chat.queue.pop(0)
-            self._insert_user_message(chat, chat.owner_id, queued.content, None)
-            self.hub.publish(chat, QueueChanged())
-            self._change_status(chat, "pending")
+        elif run.awaits:
+            self._change_status(chat, "requires_action")
+            self.hub.publish(chat, ActionRequiredEvent(tuple(run.awaits)))
+            self.hub.publish_watch("action_required", chat, run.awaits)
+        elif chat.queue and not (chat.archived and self.features.archive_interrupts):
+            self._take_queued(chat)
         else:
             self._change_status(chat, "waiting")
+        if not run.answered:
+            chat.last_turn_summary = None
+        elif self.features.summaries and chat.parent_id is None:
+            self._spawn(self._summarize(chat, SUMMARIES.get(chat.status, "")))
+
+    def _take_queued(self, chat: Chat) -> None:
+        queued = chat.queue.pop(0)
+        self._insert_user_message(chat, chat.owner_id, queued.content, queued.model_config_id)
+        self.hub.publish(chat, QueueChanged())
+        self._change_status(chat, "pending")
+
+    def _keep_parts(self, run: Run) -> None:
+        """The parts of the whole run stay for a while, ghosts of messages that are stored."""
+        parts = self._stale[run.chat.id] = list(run.buffer)
+
+        async def drop() -> None:
+            await self.sleep(STALE_PARTS_MS)
+            if self._stale.get(run.chat.id) is parts:
+                del self._stale[run.chat.id]
+
+        self._spawn(drop())
+
+    async def _summarize(self, chat: Chat, summary: str) -> None:
+        await self.sleep(SUMMARY_MS)
+        if summary:
+            chat.last_turn_summary = summary
+            self.hub.publish_watch("summary_change", chat)
+
+    def _supersede(self, chat: Chat) -> None:
+        """Abort the chat's run for the prompt that came."""
+        run = self.runs.get(chat.id)
+        if run is not None:
+            run.struck = self.features.stale_parts and self.database.chance(self.pace.skew.vain)
+            run.abort("superseded")
+
+    async def run_in_vain(self, chat: Chat) -> None:
+        """The run for a prompt that has superseded another, where it began before that one's had ended.
+
+        A late notification strikes it: it is over without an answer, and the queue goes on.
+        """
+        self._set_status(chat, "running")
+        self.tell_running(chat)
+        await self.sleep(2.0)
+        if chat.queue:
+            self._take_queued(chat)
+        else:
+            self._change_status(chat, "waiting")
+        await self.sleep(1.0)
 
     def generate_title(self, chat: Chat) -> None:
         """For a chat of one prompt under its automatic title; told on watch with the row as the worker acquired it."""
@@ -241,6 +381,10 @@ class Daemon:
             self.hub.publish_watch("title_change", acquired)
 
         self._spawn(work())
+
+    def tell_running(self, chat: Chat) -> None:
+        """A run has begun; watch sockets do not hear of it."""
+        self._tell_status(chat, "running")
 
     def spawn_agent(self, parent: Chat, args: Any) -> Chat:
         prompt, title = str(args["prompt"]), str(args["title"])
@@ -267,218 +411,31 @@ class Daemon:
         if run is not None:
             run.abort(why)
 
-    def _set_status(self, chat: Chat, status: str, last_error: str | None = None) -> None:
+    def _set_status(self, chat: Chat, status: str, last_error: ChatError | None = None) -> None:
         chat.status, chat.last_error = status, last_error
         chat.updated_at = self.database.clock.now()
 
-    def _change_status(self, chat: Chat, status: str, last_error: str | None = None) -> None:
+    def _change_status(self, chat: Chat, status: str, last_error: ChatError | None = None) -> None:
         if not (chat.status == status == "pending"):
             self._set_status(chat, status, last_error)
         self._publish_status(chat)
 
     def _publish_status(self, chat: Chat) -> None:
-        self.hub.publish(chat, StatusEvent(chat.status))
+        self._tell_status(chat, chat.status)
         self.hub.publish_watch("status_change", chat)
 
-
-class Run:
-    """One worker's hold on one chat, from `running` to its end."""
-
-    def __init__(self, daemon: Daemon, chat: Chat) -> None:
-        self.chat = chat
-        self.buffer: deque[PartEvent] = deque(maxlen=PART_BUFFER)
-        self._daemon = daemon
-        self._aborted: Literal["interrupted", "superseded"] | None = None
-        # A task that is cancelled before its first turn never runs at all.
-        self._cancellable = False
-        self._output = StepOutput(daemon.database)
-        self.task = asyncio.create_task(self._work())
-
-    def abort(self, why: Literal["interrupted", "superseded"]) -> None:
-        """Stop the run. An interrupted step is saved, unless something supersedes it before that is done."""
-        if self._aborted != "superseded":
-            self._aborted = why
-        if self._cancellable:
-            self._cancellable = False
-            self.task.cancel()
-
-    async def _work(self) -> None:
-        error: str | None = None
-        self._daemon.hub.publish(self.chat, StatusEvent("running"))
-        try:
-            self._cancellable = True
-            if self._aborted is not None:
-                pass
-            elif self._daemon.unanswered > 0:
-                self._daemon.unanswered -= 1
-                self._daemon.hub.faults.fired["unanswered"] += 1
-            else:
-                self._daemon.generate_title(self.chat)
-                await self._turn()
-        except asyncio.CancelledError:
-            if self._aborted is None:
-                raise
-            self.task.uncancel()
-            await self._daemon.sleep(1.0)
-            await self._save_interrupted()
-        except ModelFailed as exc:
-            error = f"stream response: {exc}"
-        self._cancellable = False
-        await self._daemon.sleep(1.0)
-        self._daemon.end_run(self, error)
-
-    async def _turn(self) -> None:
-        while True:
-            prompt, step = self._prompt()
-            await self._call_model(prompt, step)
-            self._output.finish()
-            calls = self._output.calls
-            if not self._output.content:
-                return
-            results = await self._run_tools()
-            await self._store_step(results)
-            if not calls:
-                return
-
-    def _prompt(self) -> tuple[str, int]:
-        """The text that began this turn, and how many of its steps are stored."""
-        history = self.chat.history()
-        last = max(i for i, message in enumerate(history) if message.role == "user")
-        return text_of(history[last].content), sum(m.role == "assistant" for m in history[last:])
-
-    async def _call_model(self, prompt: str, step: int) -> None:
-        """Stream one step's output into the buffer and to the streams; repeat what fails for a passing reason.
-
-        Raises:
-            ModelFailed: For good, or for the 25th time.
-        """
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            self._output = StepOutput(self._daemon.database)
-            try:
-                await self._listen(model.answer(prompt, step, attempt))
-                return
-            except ModelFailed as exc:
-                if not model.is_transient(str(exc)):
-                    raise
-                if attempt == MAX_ATTEMPTS:
-                    raise ModelFailed(f"max retry attempts ({MAX_ATTEMPTS}) exceeded: {exc}") from exc
-                delay_ms = model.retry_delay_ms(attempt)
-                self.buffer.clear()
-                self._announce_retry(attempt, delay_ms, str(exc))
-            self._output = StepOutput(self._daemon.database)
-            await self._daemon.sleep(delay_ms)
-
-    def _announce_retry(self, attempt: int, delay_ms: int, error: str) -> None:
-        if len(error.encode()) < LONGEST_NOTIFIED_TEXT:
-            retrying_at = time.time_ns() + int(delay_ms * 1_000_000 / self._daemon.pace.speed)
-            self._daemon.hub.publish(self.chat, RetryEvent(attempt, delay_ms, error, retrying_at))
-
-    async def _listen(self, chunks: Iterable[model.Chunk]) -> None:
-        in_burst, unpaused = False, 0
-        for chunk in chunks:
-            if isinstance(chunk, model.Pause):
-                in_burst = chunk.ms == 0
-                unpaused = unpaused + 1 if in_burst else 0
-                # A burst still lets the forwarding side have a turn now and then.
-                if not in_burst or unpaused % 8 == 0:
-                    await self._daemon.sleep(chunk.ms)
-            elif isinstance(chunk, model.Break):
-                raise ModelFailed(chunk.error)
-            else:
-                for part in self._output.add(chunk):
-                    self._publish(PartEvent("assistant", part), in_burst=in_burst and unpaused > 64)
-
-    def _publish(self, part: PartEvent, *, in_burst: bool = False) -> None:
-        self.buffer.append(part)
-        self._daemon.hub.publish_part(self.chat, part, in_burst=in_burst)
-
-    async def _run_tools(self) -> list[Part]:
-        """All at once; the results are announced when the slowest has ended, in the order of the calls."""
-        calls = self._output.calls
-        if not calls:
-            return []
-        interrupted = False
-        try:
-            await self._daemon.sleep(max(call.ms for call in calls))
-        except asyncio.CancelledError:
-            if self._aborted is None:
-                raise
-            interrupted = True
-        results: list[Part] = []
-        for call in calls:
-            result, is_error = ({"error": "context canceled"}, True) if interrupted else self._tool(call)
-            call_id = self._output.call_ids[call.call]
-            results.append(
-                Part("tool-result", tool_call_id=call_id, tool_name=call.tool, result=result, is_error=is_error)
-            )
-        self._output.results = results
-        for part in results:
-            self._publish(PartEvent("tool", part))
-        if interrupted:
-            raise asyncio.CancelledError
-        return results
-
-    def _tool(self, call: model.Call) -> tuple[Any, bool]:
-        match call.tool:
-            case "list_templates":
-                return {"count": 0, "page": 1, "templates": [], "total_count": 0, "total_pages": 1}, False
-            case "read_template":
-                return {"error": "template not found"}, True
-            case "spawn_agent":
-                child = self._daemon.spawn_agent(self.chat, call.args)
-                return {"chat_id": str(child.id), "status": child.status, "title": child.title}, False
-            case _:
-                return {"error": f"Tool not found: {call.tool}"}, True
-
-    async def _store_step(self, results: list[Part]) -> None:
-        """Assistant and tool messages in one insert; then the buffer is cleared, a moment too late to hide it."""
-        database = self._daemon.database
-        config = database.model_of(self.chat)
-        text = "".join(part.text for part in self._output.content if part.type == "text")
-        usage = model.usage_for(text, config.context_limit if config else 0)
-        now = database.clock.now()
-        model_id = self.chat.last_model_config_id
-        database.insert(
-            self.chat,
-            "assistant",
-            tuple(self._output.content),
-            now,
-            model=model_id,
-            usage=usage,
-            cost_micros=cost_micros(usage, config),
-        )
-        for result in results:
-            database.insert(self.chat, "tool", (result,), now, model=model_id)
-        self._daemon.hub.publish(self.chat, *[MessagesStored() for _ in range(1 + len(results))])
-        self._output = StepOutput(database)
-        await self._daemon.sleep(0.2)
-        self.buffer.clear()
-
-    async def _save_interrupted(self) -> None:
-        """What was received so far, and a result for every call that has none; no usage, no cost."""
-        content, results = self._output.interrupted()
-        # Somebody set the chat pending meanwhile: this run no longer owns it.
-        if self._aborted != "interrupted" or self.chat.status == "pending" or not content:
+    def _tell_status(self, chat: Chat, status: str) -> None:
+        """On streams. Later servers tell it twice, and now and then the second copy comes when it is past."""
+        self.hub.publish(chat, StatusEvent(status))
+        if not self.features.double_statuses:
             return
-        database = self._daemon.database
-        now, model_id = database.clock.now(), self.chat.last_model_config_id
-        database.insert(self.chat, "assistant", tuple(content), now, model=model_id)
-        for result in results:
-            database.insert(self.chat, "tool", (result,), now, model=model_id)
-        self._daemon.hub.publish(self.chat, *[MessagesStored() for _ in range(1 + len(results))])
+        skew = self.pace.skew
+        if not self.database.chance(skew.lag):
+            self.hub.publish(chat, StatusEvent(status))
+            return
 
+        async def again() -> None:
+            await self.sleep(skew.lag_ms)
+            self.hub.publish(chat, StatusEvent(status))
 
-def text_of(content: Iterable[Part]) -> str:
-    """All text of a prompt."""
-    return " ".join(part.text for part in content if part.type == "text")
-
-
-def automatic_title(texts: Iterable[str]) -> str:
-    """The first six words, `…` when there were more, cut to 80 code points."""
-    words = " ".join(texts).split()
-    if not words:
-        return "New Chat"
-    title = " ".join(words[:6])
-    if len(title) > 80:
-        return title[:80]
-    return title + ("…" if len(words) > 6 else "")
+        self._spawn(again())

@@ -5,20 +5,21 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TypeAlias
 from uuid import UUID
 
 from aiohttp import web
 
 from relay.simulator.admin import find_user, user_json
 from relay.simulator.calls import Call, Handler, Refused, answer_json, not_found
+from relay.simulator.dialect import EXPERIMENTAL, Features
 from relay.simulator.rest import parse_chat_id
 from relay.simulator.state import Chat, Database, User
 from relay.simulator.wire import go_json
 
 BUILD_VERSION = "v0.0.0-devel"
-CHATS = "/api/experimental/chats"
+CHATS = EXPERIMENTAL
 SIGNED_OUT = "You are signed out or your session has expired. Please sign in again to continue."
-FIXED_SEGMENTS = {"cost", "insights", "files", "config", "providers", "model-configs", "usage-limits"}
 RATE_LIMIT = 512
 
 
@@ -67,15 +68,19 @@ class Gate:
         database: Database,
         *,
         routes: Iterable[tuple[str, str, Handler]],
+        site_routes: Iterable[tuple[str, str, Handler]] = (),
+        features: Features,
         limiter: RateLimiter,
         organization_id: UUID,
         base_url: Callable[[], str],
     ) -> None:
         self._database = database
+        self._features = features
         self._limiter = limiter
         self._organization_id = organization_id
         self._base_url = base_url
-        self._routes = [(m, pattern.split("/"), handler) for m, pattern, handler in routes]
+        self._routes = _split(routes)
+        self._site_routes = _split(site_routes)
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Answer one request; refusals become bodies, and every answer gets the server's headers."""
@@ -100,26 +105,50 @@ class Gate:
         token = token_of(request)
         user = next((user for user in self._database.users.values() if user.token == token), None)
         headers |= self._limiter.count(str(user.id) if user else str(request.remote), path)
-        if path == CHATS or path.startswith(CHATS + "/"):
-            return await self._chats(request, path, user or self._refuse_token(token))
-        if path == "/api/v2" or path.startswith("/api/v2/"):
-            return self._v2(request, path, user, token)
+        for prefix in self._features.prefixes:
+            if path == prefix or path.startswith(prefix + "/"):
+                return await self._chats(request, path.removeprefix(prefix), user or self._refuse_token(token))
+        if path.startswith("/api/v2/"):
+            return await self._site(request, path.removeprefix("/api/v2"), user or self._refuse_unknown(path, token))
         raise Refused(404, "Route not found.")
 
     async def _chats(self, request: web.Request, path: str, user: User) -> web.StreamResponse:
-        segments = path.removeprefix(CHATS).strip("/").split("/")
+        segments = path.strip("/").split("/")
         call = Call(request, user)
-        is_fixed = segments[0] in FIXED_SEGMENTS or (segments[0] in ("models", "watch") and request.method == "GET")
-        if segments != [""] and not is_fixed:
-            call = Call(request, user, _chat=self._chat(segments[0], user))
+        if segments != [""] and not self._is_fixed(segments[0], request.method):
+            call = Call(request, user, _chat=self._chat(segments[0], user, reads=request.method == "GET"))
             segments = ["{chat}", *segments[1:]]
+        return await self._route(self._routes, call, segments)
+
+    def _is_fixed(self, segment: str, method: str) -> bool:
+        """Whether the first segment names a collection. Where a server age has not that one, it is a bad chat id."""
+        has = self._features
+        match segment:
+            case "files" | "config":
+                return True
+            case "watch":
+                return method == "GET"
+            case "by-workspace":
+                return method == "GET" and has.labels
+            case "models":
+                return method == "GET" and not has.organization_models
+            case "model-configs" | "providers":
+                return not has.organization_models
+            case "cost" | "usage-limits":
+                return has.native_limits
+            case "insights":
+                return has.pull_request_insights
+            case _:
+                return False
+
+    async def _route(self, routes: "Routes", call: Call, segments: list[str]) -> web.StreamResponse:
         allowed: list[tuple[str, Handler, list[str]]] = []
-        for method, pattern, handler in self._routes:
+        for method, pattern, handler in routes:
             names = _match(pattern, segments)
             if names is not None:
                 allowed.append((method, handler, names))
         for method, handler, names in allowed:
-            if method == request.method:
+            if method == call.request.method:
                 call.names = names
                 return await handler(call)
         if allowed:
@@ -127,22 +156,22 @@ class Gate:
             return web.Response(status=405, headers={"Allow": methods})
         raise Refused(404, "Route not found.")
 
-    def _chat(self, text: str, user: User) -> Chat:
+    def _chat(self, text: str, user: User, *, reads: bool) -> Chat:
         chat = self._database.chats.get(parse_chat_id(text))
-        if chat is None or not (user.is_owner or chat.owner_id == user.id):
+        if chat is None:
             raise not_found()
-        return chat
+        if user.is_owner or chat.owner_id == user.id or (reads and user.id in chat.readers):
+            return chat
+        raise not_found()
 
-    def _v2(self, request: web.Request, path: str, user: User | None, token: str) -> web.StreamResponse:
-        match = re.fullmatch(r"/api/v2/users/([^/]+)/?", path)
-        if match and request.method == "GET":
-            found = find_user(self._database, user or self._refuse_token(token), match[1])
-            return answer_json(user_json(found, self._organization_id))
-        if path == "/api/v2/experiments" and request.method == "GET":
-            if user is None:
-                self._refuse_token(token)
+    async def _site(self, request: web.Request, path: str, user: User) -> web.StreamResponse:
+        segments = path.strip("/").split("/")
+        call = Call(request, user)
+        if len(segments) == 2 and segments[0] == "users" and request.method == "GET":
+            return answer_json(user_json(find_user(self._database, user, segments[1]), self._organization_id))
+        if segments == ["experiments"] and request.method == "GET":
             return answer_json(["agents"])
-        raise Refused(404, "Route not found.")
+        return await self._route(self._site_routes, call, segments)
 
     def _buildinfo(self) -> web.Response:
         return answer_json(
@@ -159,6 +188,16 @@ class Gate:
                 "webpush_public_key": "",
             }
         )
+
+    def _refuse_unknown(self, path: str, token: str) -> User:
+        """Without a token only a path that exists asks for one.
+
+        Raises:
+            Refused: Always: 401 or 404.
+        """
+        if path.startswith(("/api/v2/users/", "/api/v2/experiments")):
+            self._refuse_token(token)
+        raise Refused(404, "Route not found.")
 
     def _refuse_token(self, token: str) -> User:
         """
@@ -193,6 +232,13 @@ def token_of(request: web.Request) -> str:
         request.query.get("access_token"),
     )
     return next((token for token in places if token), "")
+
+
+Routes: TypeAlias = list[tuple[str, list[str], Handler]]
+
+
+def _split(routes: Iterable[tuple[str, str, Handler]]) -> Routes:
+    return [(method, pattern.split("/"), handler) for method, pattern, handler in routes]
 
 
 def _match(pattern: list[str], segments: list[str]) -> list[str] | None:

@@ -6,13 +6,13 @@ The directives are those with which real servers were driven, and a few more; `D
 characters. Unknown options are ignored, an unknown directive is answered as plain text.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from relay.simulator.state import Usage
-from relay.simulator.wire import go_json
 
 DIRECTIVES: dict[str, str] = {
     "text": "answers n words",
@@ -22,6 +22,7 @@ DIRECTIVES: dict[str, str] = {
     "slowtool": "calls one tool that takes a little longer, then answers n words",
     "steps": "calls one tool in each of k steps, then answers n words",
     "agent": "spawns a sub-agent chat, then answers n words",
+    "dyn": "calls a tool that the client runs itself (lab_tool), then answers n words",
     "badargs": "begins a tool call whose arguments never become JSON, and answers n words",
     "retry": "fails `fails` times before it answers n words",
     "retrymid": "fails once in the middle of its answer of n words",
@@ -132,19 +133,21 @@ def title_for(text: str) -> str:
     return " ".join(words).capitalize() or "Untitled chat"
 
 
-def answer(text: str, step: int, attempt: int) -> Iterator[Chunk]:
+def answer(text: str, step: int, attempt: int, *, typed_agents: bool = False) -> Iterator[Chunk]:
     """The model's output for one attempt at one step of the turn that `text` began.
 
     Args:
         step: From 0; the steps of this turn that are stored already.
         attempt: From 1.
+        typed_agents: The server's tool for sub-agents asks for their type; since 2.32.
     """
     prompt = read_prompt(text)
     n, ms = prompt.count("n", 20), prompt.number("ms", 15)
     yield Pause(FIRST_TOKEN_MS + prompt.number("wait", 0))
-    tool_steps = {"tool": 1, "tools2": 1, "slowtool": 1, "agent": 1, "badargs": 0, "steps": prompt.count("k", 3)}
+    tool_steps = dict.fromkeys(("tool", "tools2", "slowtool", "agent", "dyn"), 1)
+    tool_steps["steps"] = prompt.count("k", 3)
     if step < tool_steps.get(prompt.directive, 0):
-        yield from _tool_step(prompt, ms)
+        yield from _tool_step(prompt, ms, typed_agents)
         return
     match prompt.directive:
         case "reason":
@@ -190,12 +193,16 @@ def usage_for(answer_text: str, context_limit: int) -> Usage:
     )
 
 
-def _tool_step(prompt: Prompt, ms: float) -> Iterator[Chunk]:
+def _tool_step(prompt: Prompt, ms: float, typed_agents: bool) -> Iterator[Chunk]:
     for word in ("Let ", "me ", "look. ", " "):
         yield Text(word)
     tool_ms = prompt.number("toolms", 38 if prompt.directive == "slowtool" else 25)
     if prompt.directive == "agent":
-        yield from _call(0, "spawn_agent", {"prompt": CHILD_PROMPT, "title": "child"}, tool_ms, ms)
+        args = {"type": "general"} if typed_agents else {}
+        yield from _call(0, "spawn_agent", args | {"prompt": CHILD_PROMPT, "title": "child"}, tool_ms, ms)
+        return
+    if prompt.directive == "dyn":
+        yield from _call(0, "lab_tool", {"x": 1, "why": "dynamic tool call"}, tool_ms, ms)
         return
     yield from _call(0, "list_templates", {}, tool_ms, ms)
     if prompt.directive == "tools2":
@@ -205,7 +212,7 @@ def _tool_step(prompt: Prompt, ms: float) -> Iterator[Chunk]:
 
 def _call(number: int, tool: str, args: Any, tool_ms: float, ms: float) -> Iterator[Chunk]:
     # A provider's own spacing, so that fragments are cut where the recorded ones are.
-    text = go_json(args).replace('":', '": ').replace('","', '", "') if args else "{}"
+    text = json.dumps(args, ensure_ascii=False)
     yield from _spaced([Arguments(number, tool, text[i : i + 7]) for i in range(0, len(text), 7)], ms)
     yield Call(number, tool, args, tool_ms)
 

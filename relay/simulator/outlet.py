@@ -10,6 +10,7 @@ from uuid import UUID
 
 from aiohttp import WSMsgType, web
 
+from relay.simulator.dialect import Features
 from relay.simulator.faults import Faults
 
 CLIENTS_ARE_SILENT = "Clients cannot send messages for one-way WebSockets"
@@ -23,6 +24,32 @@ class Patience:
     write_seconds: float = 10.0
 
 
+@dataclass(frozen=True)
+class Farewells:
+    """How the server closes sockets, code and reason: to clients that speak, or do not answer pings; when it stops.
+
+    A server of 2.32 that stops says nothing on watch sockets.
+    """
+
+    spoken_to: tuple[int, str] = (1002, CLIENTS_ARE_SILENT)
+    unanswered: tuple[int, str] = (1001, "Ping failed")
+    stopping: tuple[int, str] = (1000, "Connection closed")
+    drops_watch: bool = False
+
+    @classmethod
+    def of(cls, features: Features) -> "Farewells":
+        """Those of a server age."""
+        return cls(
+            (1008, "unexpected data message") if features.raw_frames else cls.spoken_to,
+            (1001, "liveness probe failed") if features.episodes else cls.unanswered,
+            (1000, "") if features.raw_frames else cls.stopping,
+            features.whole_watch and not features.raw_frames,
+        )
+
+
+SEED = Farewells()
+
+
 class Gone(Exception):
     """The socket was cut; nothing more can be sent."""
 
@@ -30,11 +57,12 @@ class Gone(Exception):
 class Outlet:
     """One open socket. `chat_id` None: a watch socket."""
 
-    def __init__(self, chat_id: UUID | None, faults: Faults, patience: Patience) -> None:
+    def __init__(self, chat_id: UUID | None, faults: Faults, patience: Patience, farewells: Farewells = SEED) -> None:
         self.chat_id = chat_id
         self.frames_sent = 0
         self._faults = faults
         self._patience = patience
+        self._farewells = farewells
         self._socket = web.WebSocketResponse(
             autoclose=False, autoping=False, compress=False, max_msg_size=0, timeout=1.0
         )
@@ -84,7 +112,7 @@ class Outlet:
                 case WSMsgType.PONG:
                     self._pong.set()
                 case WSMsgType.TEXT | WSMsgType.BINARY:
-                    await self.close(1002, CLIENTS_ARE_SILENT)
+                    await self.close(*self._farewells.spoken_to)
                     return
                 case WSMsgType.CLOSE:
                     await self.close(message.data or 1000, "")
@@ -104,7 +132,7 @@ class Outlet:
                 async with asyncio.timeout(self._patience.ping_seconds):
                     await self._pong.wait()
             except TimeoutError:
-                await self.close(1001, "Ping failed")
+                await self.close(*self._farewells.unanswered)
                 return
 
     async def send_frame(self, text: str) -> None:
@@ -150,6 +178,13 @@ class Outlet:
     def silence(self, seconds: float | None) -> None:
         """Send no frame for a while, or for ever; what comes meanwhile is lost. Pings go on."""
         self._silent_until = float("inf") if seconds is None else asyncio.get_running_loop().time() + seconds
+
+    async def say_goodbye(self) -> None:
+        """The server stops."""
+        if self.chat_id is None and self._farewells.drops_watch:
+            self.cut()
+        else:
+            await self.close(*self._farewells.stopping)
 
     async def close(self, code: int, reason: str) -> None:
         """A close handshake, as far as the client takes part in it. The first one counts."""

@@ -9,13 +9,17 @@ from uuid import UUID
 
 import aiohttp
 
-from relay.simulator.gate import CHATS
+from relay.simulator.dialect import EXPERIMENTAL
 from relay.simulator.state import User
 
 IDLE = ("waiting", "error")
+BLOCKED = "requires_action"
+CLIENT_TOOL = "lab_tool"
 # Such answers pass: the owner tries again, as people do.
 PASSING = (429, 502, 503, 504)
+NO_ROUTE = "Route not found."  # one of two ages behind the address has the chats elsewhere
 PATIENCE_SECONDS = 60.0
+RELOAD_SECONDS = 3.0  # without a word on a stream
 LOOKS_FOR_AN_ANSWER = 20
 
 
@@ -29,17 +33,41 @@ class OwnerRefused(RuntimeError):
 class Owner:
     """One user. Waits by polling, `speed` times as often as a patient person would."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, user: User, model_id: UUID, speed: float) -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        url: str,
+        user: User,
+        model_id: UUID,
+        speed: float,
+        *,
+        prefix: Callable[[], str] = lambda: EXPERIMENTAL,
+    ) -> None:
+        """`prefix`: where the chats are below the URL; asked each time, for a server may move them."""
         self.user = user
         self._session = session
-        self._url = url + CHATS
+        self._base = url
+        self._prefix = prefix
+        self._organization_id = ""
         self._headers = {"Coder-Session-Token": user.token}
         self._model_id = model_id
         self._pause = 0.15 / speed
 
+    @property
+    def _url(self) -> str:
+        return self._base + self._prefix()
+
     async def create(self, text: str) -> UUID:
-        """A new chat with a first prompt."""
-        body = {"content": [{"type": "text", "text": text}], "model_config_id": str(self._model_id)}
+        """A new chat with a first prompt. The owner offers a tool of their own, as far as the server knows such."""
+        if not self._organization_id:
+            me = await self._get(self._base + "/api/v2/users/me")
+            self._organization_id = str(me["organization_ids"][0])
+        body = {
+            **_content(text),
+            "model_config_id": str(self._model_id),
+            "organization_id": self._organization_id,
+            "unsafe_dynamic_tools": [{"name": CLIENT_TOOL, "input_schema": {"type": "object"}}],
+        }
         return UUID((await self._call("POST", "", body))["id"])
 
     async def send(self, chat: UUID, text: str) -> dict[str, Any]:
@@ -51,13 +79,39 @@ class Owner:
         await self._call("PATCH", f"/{chat}/messages/{message_id}", _content(text))
 
     async def interrupt(self, chat: UUID) -> None:
-        await self._call("POST", f"/{chat}/interrupt")
+        """Nothing to interrupt is no error: the chat was faster."""
+        await self._call("POST", f"/{chat}/interrupt", forgiving=(409,))
 
     async def delete_queued(self, chat: UUID, queue_id: int) -> None:
-        await self._call("DELETE", f"/{chat}/queue/{queue_id}")
+        await self._call("DELETE", f"/{chat}/queue/{queue_id}", forgiving=(409,))
 
     async def promote(self, chat: UUID, queue_id: int) -> None:
-        await self._call("POST", f"/{chat}/queue/{queue_id}/promote")
+        """A prompt that left the queue meanwhile is no error."""
+        await self._call("POST", f"/{chat}/queue/{queue_id}/promote", forgiving=(409, 500))
+
+    async def answer_calls(self, chat: UUID) -> bool:
+        """Wait until the chat asks for the owner's tool and give the results; False: its turn ended without asking."""
+        status = await self.wait_blocked(chat)
+        if status != BLOCKED:
+            return False
+        results = [{"tool_call_id": call, "output": {"ok": True}} for call in await self._open_calls(chat)]
+        await self._call("POST", f"/{chat}/tool-results", {"results": results}, forgiving=(409,))
+        return True
+
+    async def wait_blocked(self, chat: UUID) -> str:
+        """Until the chat asks for the owner's tool, or its turn has ended; which of it, as its status."""
+        while True:
+            status = str((await self._call("GET", f"/{chat}"))["status"])
+            if status in (*IDLE, BLOCKED):
+                return status
+            await asyncio.sleep(self._pause)
+
+    async def _open_calls(self, chat: UUID) -> list[str]:
+        """Ids of the calls that have no result, oldest first."""
+        parts = [part for message in await self.messages(chat) for part in message.get("content", [])]
+        answered = {part["tool_call_id"] for part in parts if part["type"] == "tool-result"}
+        calls = [part["tool_call_id"] for part in parts if part["type"] == "tool-call"]
+        return [call for call in calls if call not in answered]
 
     async def messages(self, chat: UUID) -> list[dict[str, Any]]:
         """All messages, oldest first."""
@@ -90,12 +144,17 @@ class Owner:
             await asyncio.sleep(self._pause)
 
     async def wait_parts(self, chat: UUID, parts: int) -> None:
-        """Watch the stream until it has shown so many parts, or nothing runs, or the stream ends."""
-        async with self.stream(chat) as events:
-            async for event in events:
-                if event["type"] == "message_part":
-                    parts -= 1
-                if parts <= 0 or event.get("status", {}).get("status") in IDLE:
+        """Watch the stream until it has shown so many parts, or nothing runs, or the stream ends.
+
+        One that says nothing for a while is opened again, as a person would reload the page.
+        """
+        while True:
+            try:
+                async with self.stream(chat) as events:
+                    await _see(events, parts)
+                    return
+            except TimeoutError:
+                if (await self._call("GET", f"/{chat}"))["status"] in IDLE:
                     return
 
     async def wait_answer(self, chat: UUID) -> None:
@@ -116,24 +175,32 @@ class Owner:
 
             async def events() -> AsyncIterator[dict[str, Any]]:
                 async for frame in socket:
-                    for event in json.loads(frame.data)["data"]:
+                    value = json.loads(frame.data)
+                    for event in value if isinstance(value, list) else value["data"]:
                         yield event
 
             yield events()
 
-    async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    async def _call(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, forgiving: tuple[int, ...] = ()
+    ) -> Any:
         async def once() -> str:
-            url = self._url + path
-            async with self._session.request(method, url, json=body, headers=self._headers) as response:
-                text = await response.text()
-                if response.status in PASSING:
-                    response.raise_for_status()
-                if response.status >= 400:
-                    raise OwnerRefused(f"{method} {path}: {response.status} {text.strip()}")
-                return text
+            return await self._request(method, self._url + path, body, forgiving)
 
         text = await self._patiently(once)
         return json.loads(text) if text else {}
+
+    async def _get(self, url: str) -> Any:
+        return json.loads(await self._patiently(lambda: self._request("GET", url, None, ())))
+
+    async def _request(self, method: str, url: str, body: dict[str, Any] | None, forgiving: tuple[int, ...]) -> str:
+        async with self._session.request(method, url, json=body, headers=self._headers) as response:
+            text = await response.text()
+            if response.status in PASSING or (response.status == 404 and NO_ROUTE in text):
+                response.raise_for_status()
+            if response.status >= 400 and response.status not in forgiving:
+                raise OwnerRefused(f"{method} {url}: {response.status} {text.strip()}")
+            return text
 
     async def _patiently(self, work: Callable[[], Awaitable[Result]]) -> Result:
         """Do the work, again and again while the server is away or answers that it will be back."""
@@ -142,12 +209,24 @@ class Owner:
             try:
                 return await work()
             except aiohttp.ClientResponseError as exc:
-                if exc.status not in PASSING or asyncio.get_running_loop().time() > deadline:
+                if exc.status not in (*PASSING, 404) or asyncio.get_running_loop().time() > deadline:
                     raise OwnerRefused(str(exc)) from exc
             except aiohttp.ClientConnectionError as exc:
                 if asyncio.get_running_loop().time() > deadline:
                     raise OwnerRefused(str(exc)) from exc
             await asyncio.sleep(self._pause)
+
+
+async def _see(events: AsyncIterator[dict[str, Any]], parts: int) -> None:
+    """Until so many parts have come, or nothing runs. TimeoutError: nothing came for a while."""
+    now = asyncio.get_running_loop().time
+    async with asyncio.timeout(RELOAD_SECONDS) as silence:
+        async for event in events:
+            silence.reschedule(now() + RELOAD_SECONDS)
+            if event["type"] == "message_part":
+                parts -= 1
+            if parts <= 0 or event.get("status", {}).get("status") in IDLE:
+                return
 
 
 def _content(text: str) -> dict[str, Any]:

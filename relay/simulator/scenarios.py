@@ -8,14 +8,15 @@ from uuid import UUID
 
 import aiohttp
 
+from relay.simulator.dialect import DIALECTS
 from relay.simulator.generate import Plan, plan_chat, play
-from relay.simulator.owner import Owner
+from relay.simulator.owner import Owner, OwnerRefused
 from relay.simulator.server import Simulator
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Something a driven chat's owner has done: `created`, what it sent, `done`."""
+    """Something a driven chat's owner has done: `created`, what it sent, `done`; `lost` with the server's data."""
 
     name: str
     owner: str
@@ -146,6 +147,20 @@ async def cut(stage: Stage) -> None:
     await stage.send("[text n=40 ms=30] and on with a whole line")
 
 
+async def client_tool(stage: Stage) -> None:
+    """Where servers know no tools of clients, the call fails and the model goes on."""
+    stage.tell("give a result")
+    await stage.owner.answer_calls(stage.chat)
+    await stage.owner.wait_idle(stage.chat)
+    stage.tell("[dyn n=30 ms=25] ask once more")
+    await stage.owner.send(stage.chat, "[dyn n=30 ms=25] ask once more")
+    await stage.owner.wait_blocked(stage.chat)
+    stage.tell("interrupt instead of an answer")
+    await stage.owner.interrupt(stage.chat)
+    await stage.owner.wait_idle(stage.chat)
+    await stage.send("[text n=30 ms=25] never mind")
+
+
 async def text(stage: Stage) -> None:
     await stage.send("[text n=60 ms=35] and a second question")
     await stage.send("[text n=40 ms=35] thank you")
@@ -164,6 +179,7 @@ SCENARIOS: dict[str, tuple[str, Act]] = {
     "burst": ("[text n=3000 ms=0] as fast as it goes", burst),
     "cut": ("[text n=180 ms=35] a long answer over a bad line", cut),
     "text": ("[text n=80 ms=35] say something", text),
+    "client tool": ("[dyn n=40 ms=30] ask me for a number", client_tool),
 }
 
 
@@ -185,7 +201,8 @@ async def run_scenarios(
         speed: How much faster than a person the owners look again; normally the simulator's own speed.
 
     Returns:
-        The driven chats in the order above, when every chat of the simulator is idle. Sub-agents are not in it.
+        The driven chats in the order above, when every chat of the simulator is idle. Sub-agents are not in it,
+        nor is a chat that went with the server's data.
     """
     if named is None:
         named = list(SCENARIOS)[:chats]
@@ -193,9 +210,16 @@ async def run_scenarios(
         generated = max(0, (chats or 0) - len(SCENARIOS))
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         model_id = simulator.model_configs[0].id
-        owners = {name: Owner(session, simulator.url, user, model_id, speed) for name, user in simulator.users.items()}
 
-        async def drive(name: str, owner: Owner, first: str, act: Act) -> DrivenChat:
+        def prefix() -> str:
+            return DIALECTS[simulator.config.dialect].features.prefixes[0]
+
+        owners = {
+            name: Owner(session, simulator.url, user, model_id, speed, prefix=prefix)
+            for name, user in simulator.users.items()
+        }
+
+        async def drive(name: str, owner: Owner, first: str, act: Act) -> DrivenChat | None:
             chat = await owner.create(first)
             who = owner.user.username
 
@@ -203,8 +227,14 @@ async def run_scenarios(
                 on_progress(Progress(name, who, chat, step))
 
             tell("created")
-            await act(Stage(simulator, owner, chat, tell))
-            await owner.wait_idle(chat)
+            try:
+                await act(Stage(simulator, owner, chat, tell))
+                await owner.wait_idle(chat)
+            except OwnerRefused:
+                if chat in simulator.database.chats:
+                    raise
+                tell("lost")
+                return None
             tell("done")
             return DrivenChat(name, who, owner.user.id, chat)
 
@@ -223,12 +253,12 @@ async def run_scenarios(
         # A run may still save what an interrupt left; no event of the API tells when the last one has ended.
         while not simulator.is_idle():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-        return [task.result() for task in tasks]
+        return [chat for task in tasks if (chat := task.result()) is not None]
 
 
 def _after_first(name: str, act: Act) -> Act:
-    """Most scenarios begin when the first turn has ended; three act within it."""
-    if name in ("interrupt", "queue", "cut"):
+    """Most scenarios begin when the first turn has ended; four act within it."""
+    if name in ("interrupt", "queue", "cut", "client tool"):
         return act
 
     async def patient(stage: Stage) -> None:

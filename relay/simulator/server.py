@@ -5,7 +5,7 @@ import contextlib
 import random
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
@@ -14,16 +14,20 @@ from uuid import UUID
 from aiohttp import web
 
 from relay.simulator.admin import AdminApi
+from relay.simulator.compaction import CompactionApi, Route
 from relay.simulator.control import ControlApi
 from relay.simulator.costs import CostsApi
-from relay.simulator.daemon import Daemon, Pace
-from relay.simulator.dialect import DIALECTS
+from relay.simulator.daemon import Daemon
+from relay.simulator.dialect import DIALECTS, Dialect, Event
 from relay.simulator.faults import Faults
 from relay.simulator.gate import BUILD_VERSION, RATE_LIMIT, Gate, RateLimiter
-from relay.simulator.outlet import Outlet, Patience, Produce
+from relay.simulator.machine import Machine
+from relay.simulator.outlet import Farewells, Outlet, Patience, Produce
 from relay.simulator.rest import ChatsApi
 from relay.simulator.state import Chat, Clock, Database, ModelConfig, TiedRows, User
 from relay.simulator.stream import DEFAULT_SKEW, Dropped, Hub, PartLosses, Skew, Subscription, WatchSubscription
+from relay.simulator.sync import Sync
+from relay.simulator.turns import Pace
 
 PATIENCE = Patience()
 LARGEST_BODY = 64 * 1024 * 1024
@@ -36,6 +40,7 @@ class SimulatorConfig:
     Args:
         port: 0 takes a free one.
         seed: Decides ids, tokens and every throw of the dice. Times come from the clock.
+        dialect: Which age of server it is, see `DIALECTS`.
         speed: Divides all model times, poll delays and rate-limit windows. Not divided: pings and write deadlines.
         poll_ms: Longest time a pending chat waits for its run, in model milliseconds.
         recovery_ms: After a crash, how long `running` chats without a worker stay so, in model milliseconds.
@@ -61,6 +66,15 @@ class SimulatorConfig:
     now: Callable[[], datetime] | None = None
 
 
+def _check_dialect(name: str) -> None:
+    """
+    Raises:
+        ValueError: Unknown; the text says which there are.
+    """
+    if name not in DIALECTS:
+        raise ValueError(f"unknown dialect {name!r}; there are: {', '.join(DIALECTS)}")
+
+
 def seeded_users(seed: int) -> dict[str, User]:
     """`admin` (owner role), `ann` and `bob` (plain members); the same seed gives the same ids and tokens."""
     letters = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -77,10 +91,27 @@ def seeded_users(seed: int) -> dict[str, User]:
 class _Life:
     """From one start of the server to its stop."""
 
-    daemon: Daemon
+    daemon: Daemon | Machine
     hub: Hub
     gate: Gate
+    other_gate: Gate | None = None  # of the age that half of the requests find
     outlets: set[Outlet] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class _Sockets:
+    """Opens sockets that speak one dialect."""
+
+    simulator: "Simulator"
+    dialect: Dialect
+
+    async def serve_stream(
+        self, request: web.Request, chat: Chat, after_id: int, after_revision: int | None = None
+    ) -> web.StreamResponse:
+        return await self.simulator.serve_stream(request, chat, self.dialect, after_id, after_revision)
+
+    async def serve_watch(self, request: web.Request, user_id: UUID) -> web.StreamResponse:
+        return await self.simulator.serve_watch(request, user_id, self.dialect)
 
 
 class Simulator:
@@ -88,8 +119,7 @@ class Simulator:
 
     def __init__(self, config: SimulatorConfig | None = None) -> None:
         self.config = config or SimulatorConfig()
-        if self.config.dialect not in DIALECTS:
-            raise ValueError(f"unknown dialect {self.config.dialect!r}; there are: {', '.join(DIALECTS)}")
+        _check_dialect(self.config.dialect)
         if self.config.speed <= 0:
             raise ValueError("speed must be above 0")
         seed = self.config.seed
@@ -145,30 +175,78 @@ class Simulator:
         polite: bool = False,
         down_seconds: float = 0.0,
         recovery_ms: float | None = None,
+        dialect: str | None = None,
     ) -> None:
         """Stop the server and start it again on the same port; returns when it is up.
 
         Args:
             keep_data: False begins with an empty database: message ids start again from 1, users stay.
-            polite: Sockets are closed with 1000 and running chats go back to pending. Otherwise the server is killed:
-                sockets end abruptly, running chats go on saying so until they are recovered.
+            polite: Sockets are closed with 1000 and running chats are let go, to be run again at once. Otherwise the
+                server is killed: sockets end abruptly, running chats are recovered much later.
             down_seconds: Real time in which the port refuses connections.
             recovery_ms: Replaces the configured time of that name for this start.
+            dialect: Another age of server takes over the data, from now on. Chats keep their ids and messages.
+
+        Raises:
+            ValueError: There is no such dialect.
         """
+        if dialect is not None:
+            _check_dialect(dialect)
         self.faults.fired["restart"] += 1
         await self._stop(polite=polite)
+        if dialect is not None:
+            self.config = replace(self.config, dialect=dialect)
+            self._migrate()
         await asyncio.sleep(down_seconds)
         if not keep_data:
             self.database = self._new_database()
         self._life = self._new_life(recovery_ms)
         await self._start()
 
-    def restart_soon(self, *, keep_data: bool, polite: bool, down_seconds: float, recovery_ms: float | None) -> None:
+    def roll(self, dialect: str | None) -> None:
+        """Begin a rolling upgrade, or end it with the old age (None) as well as with any restart.
+
+        From now on chance decides, request by request, which of two ages answers. Open sockets stay what they are. Both
+        ages work on the same rows and run turns as the present one does.
+
+        Raises:
+            ValueError: There is no such dialect, or it does not run turns in the same way.
+        """
+        other = None
+        if dialect is not None:
+            _check_dialect(dialect)
+            other = DIALECTS[dialect]
+            if other.features.episodes != self._life.hub.dialect.features.episodes:
+                raise ValueError(f"{dialect} cannot run the turns of {self.config.dialect}; restart with it instead")
+            self.faults.fired["roll"] += 1
+        self._life.other_gate = None if other is None else self._new_gate(self._life.daemon, other)
+
+    def _migrate(self) -> None:
+        """States that a server age does not know become those from which it goes on. Machine.start does the reverse."""
+        if not DIALECTS[self.config.dialect].features.episodes:
+            for chat in self.database.chats.values():
+                chat.status = "pending" if chat.status == "interrupting" else chat.status
+
+    def restart_soon(
+        self,
+        *,
+        keep_data: bool,
+        polite: bool,
+        down_seconds: float,
+        recovery_ms: float | None,
+        dialect: str | None = None,
+    ) -> None:
         """The same in the background, for a request that must be answered before the server goes."""
 
         async def work() -> None:
             await asyncio.sleep(0.05)
-            await self.restart(keep_data=keep_data, polite=polite, down_seconds=down_seconds, recovery_ms=recovery_ms)
+            await self.restart(
+                keep_data=keep_data,
+                polite=polite,
+                down_seconds=down_seconds,
+                recovery_ms=recovery_ms,
+                dialect=dialect,
+            )
 
         self._restart = asyncio.create_task(work())
 
@@ -189,7 +267,7 @@ class Simulator:
             await self._site.stop()
             self._site = None
         if polite:
-            await asyncio.gather(*[outlet.close(1000, "Connection closed") for outlet in list(life.outlets)])
+            await asyncio.gather(*[outlet.say_goodbye() for outlet in list(life.outlets)])
         await life.daemon.stop(polite=polite)
         for outlet in list(life.outlets):
             outlet.cut()
@@ -202,6 +280,7 @@ class Simulator:
         dice = random.Random(f"{self.config.seed}:rows:{self._lives}")
         database = Database(self.users.values(), self.model_configs, self._clock, dice)
         database.tied_rows = self.config.tied_rows
+        database.organization_id = self.organization_id
         return database
 
     def _new_life(self, recovery_ms: float | None = None) -> _Life:
@@ -210,18 +289,26 @@ class Simulator:
         recovery = config.recovery_ms if recovery_ms is None else recovery_ms
         dialect = DIALECTS[config.dialect]
         hub = Hub(dialect, self.faults)
-        pace = Pace(config.speed, config.poll_ms, config.titles, recovery_ms=recovery)
-        daemon = Daemon(self.database, hub, pace)
-        chats = ChatsApi(self.database, daemon, dialect, self)
-        limiter = RateLimiter(config.rate_limit, config.speed)
-        gate = Gate(
+        pace = Pace(config.speed, config.poll_ms, config.titles, recovery_ms=recovery, skew=config.skew)
+        daemon = (Machine if dialect.features.episodes else Daemon)(self.database, hub, pace)
+        return _Life(daemon, hub, self._new_gate(daemon, dialect))
+
+    def _new_gate(self, daemon: Daemon | Machine, dialect: Dialect) -> Gate:
+        chats = ChatsApi(self.database, daemon, dialect, _Sockets(self, dialect))
+        admin = AdminApi(self.database, dialect.features)
+        more: Sequence[Route] = ()
+        if isinstance(daemon, Machine) and dialect.features.compaction:
+            more = CompactionApi(daemon, dialect).routes
+        limiter = RateLimiter(self.config.rate_limit, self.config.speed)
+        return Gate(
             self.database,
-            routes=[*AdminApi(self.database).routes, *CostsApi(self.database).routes, *chats.routes],
+            routes=[*admin.routes, *CostsApi(self.database, dialect.features).routes, *chats.routes, *more],
+            site_routes=admin.site_routes,
+            features=dialect.features,
             limiter=limiter,
             organization_id=self.organization_id,
             base_url=lambda: self.url,
         )
-        return _Life(daemon, hub, gate)
 
     def _uuid(self) -> UUID:
         return uuid.UUID(int=self._names.getrandbits(128), version=4)
@@ -242,50 +329,80 @@ class Simulator:
         fault = self.faults.for_request("answer", request.method, request.path)
         if fault is not None:
             return self._control.fault_answer(fault)
-        return await self._life.gate.answer(request)
+        other = self._life.other_gate
+        gate = self._life.gate if other is None or self._dice.random() < 0.5 else other
+        return await gate.answer(request)
 
     async def _put_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         response.headers["X-Coder-Build-Version"] = BUILD_VERSION
         response.headers["X-Coder-Request-Id"] = str(UUID(int=self._dice.getrandbits(128), version=4))
         response.headers["X-Content-Type-Options"] = "nosniff"
 
-    async def serve_stream(self, request: web.Request, chat: Chat, after_id: int) -> web.StreamResponse:
+    async def serve_stream(
+        self, request: web.Request, chat: Chat, dialect: Dialect, after_id: int, after_revision: int | None
+    ) -> web.StreamResponse:
+        """Upgrade the request and follow the chat until the socket ends."""
         life = self._life
-        subscription = Subscription(
+        stream = self._sync(chat, dialect, after_id, after_revision) or self._subscription(chat, dialect, after_id)
+
+        async def produce(outlet: Outlet) -> None:
+            streams = life.hub.streams.setdefault(chat.id, set())
+            streams.add(stream)
+            try:
+                if isinstance(stream, Sync):
+                    await stream.run(outlet.send_frame)
+                else:
+                    buffered = life.daemon.buffered(chat) if isinstance(life.daemon, Daemon) else ()
+                    await stream.run(buffered, outlet.send_frame)
+            finally:
+                streams.discard(stream)
+
+        return await self._serve(life, self._outlet(dialect, chat.id), request, produce)
+
+    def _sync(self, chat: Chat, dialect: Dialect, after_id: int, after_revision: int | None) -> Sync | None:
+        machine = self._life.daemon
+        if not isinstance(machine, Machine):
+            return None
+        return Sync(
             chat,
-            after_id,
-            dialect=life.hub.dialect,
+            machine,
+            after_id=after_id,
+            after_revision=after_revision,
+            dialect=dialect,
             skew=self.skew,
             speed=self.config.speed,
             dice=random.Random(self._dice.getrandbits(64)),
             losses=self.losses,
         )
 
-        async def produce(outlet: Outlet) -> None:
-            subscriptions = life.hub.streams.setdefault(chat.id, set())
-            subscriptions.add(subscription)
-            try:
-                run = life.daemon.runs.get(chat.id)
-                await subscription.run(run.buffer if run else (), outlet.send_frame)
-            finally:
-                subscriptions.discard(subscription)
+    def _subscription(self, chat: Chat, dialect: Dialect, after_id: int) -> Subscription:
+        return Subscription(
+            chat,
+            after_id,
+            dialect=dialect,
+            skew=self.skew,
+            speed=self.config.speed,
+            dice=random.Random(self._dice.getrandbits(64)),
+            losses=self.losses,
+        )
 
-        outlet = Outlet(chat.id, self.faults, self.config.patience)
-        return await self._serve(life, outlet, request, produce)
+    def _outlet(self, dialect: Dialect, chat_id: UUID | None) -> Outlet:
+        return Outlet(chat_id, self.faults, self.config.patience, Farewells.of(dialect.features))
 
-    async def serve_watch(self, request: web.Request, user_id: UUID) -> web.StreamResponse:
+    async def serve_watch(self, request: web.Request, user_id: UUID, dialect: Dialect) -> web.StreamResponse:
+        """Upgrade the request and tell of the user's chats until the socket ends."""
         life = self._life
-        watch = WatchSubscription()
+        watch = WatchSubscription(dialect)
 
         async def produce(outlet: Outlet) -> None:
             watches = life.hub.watches.setdefault(user_id, set())
             watches.add(watch)
             try:
-                await watch.run(life.hub.dialect.watch_hello(), outlet.send_frame)
+                await watch.run(outlet.send_frame)
             finally:
                 watches.discard(watch)
 
-        return await self._serve(life, Outlet(None, self.faults, self.config.patience), request, produce)
+        return await self._serve(life, self._outlet(dialect, None), request, produce)
 
     async def _serve(self, life: _Life, outlet: Outlet, request: web.Request, produce: Produce) -> web.StreamResponse:
         life.outlets.add(outlet)
@@ -321,7 +438,7 @@ class Simulator:
         return self._count("close", struck)
 
     def zombie(self, chat_id: UUID | None = None) -> int:
-        """Send `dropped messages` on streams, then nothing for ever, with the sockets open."""
+        """Send nothing on streams for ever, with the sockets open; before 2.35 the last word is `dropped messages`."""
         struck = [s for s in self._life.hub.all_streams() if chat_id in (None, s.chat.id) and not s.is_zombie]
         for subscription in struck:
             subscription.notify(Dropped())
@@ -355,9 +472,25 @@ class Simulator:
         """The next runs end at once, in `waiting`, without a word from the model."""
         self._life.daemon.unanswered += times
 
+    def hold_models(self, held: bool) -> None:
+        """Let no model time pass until it is taken back. Servers since 2.35 do not know this."""
+        if isinstance(self._life.daemon, Daemon):
+            (self._life.daemon.flowing.clear if held else self._life.daemon.flowing.set)()
+
+    def buffered(self, chat_id: UUID) -> Sequence[Event]:
+        """Parts (and a retry) with which a stream that opened now would begin, besides the rows."""
+        if isinstance(self._life.daemon, Daemon):
+            return self._life.daemon.buffered(self.database.chats[chat_id])
+        run = self._life.daemon.runs.get(chat_id)
+        return run.buffer if run else ()
+
     def poll(self, chat_id: UUID | None = None) -> None:
         """Start runs for pending chats (or for one) now, without waiting for the next poll."""
         self._life.daemon.poll(chat_id)
+
+    def needs_run(self, chat: Chat) -> bool:
+        """Whether a run of this chat would begin with the next poll."""
+        return self._life.daemon.needs_run(chat)
 
     def _count(self, name: str, struck: Sequence[object]) -> int:
         self.faults.fired[name] += len(struck)

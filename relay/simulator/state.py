@@ -68,10 +68,24 @@ class Part:
     start_line: int = 0
     end_line: int = 0
     content: str = ""
+    created_at: datetime | None = None
+    completed_at: datetime | None = None
 
     def stored(self) -> "Part":
         """The part as the database gives it back: object keys in the order of `jsonb`."""
         return replace(self, args=jsonb(self.args), result=jsonb(self.result))
+
+
+@dataclass(frozen=True)
+class ChatError:
+    """Why a run ended, or is tried again. Servers before April 2026 know the message alone."""
+
+    message: str
+    detail: str = ""
+    kind: str = "generic"
+    provider: str = ""
+    retryable: bool = False
+    status_code: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,7 +113,12 @@ class Usage:
 
 @dataclass
 class Message:
-    """One row of chat_messages. `place` is where the row lies among rows of the same `created_at`."""
+    """One row of chat_messages.
+
+    Args:
+        place: Where the row lies among rows of the same `created_at`.
+        revision: Snapshot version of the chat that inserted or deleted it, where the server counts them.
+    """
 
     id: int
     chat_id: UUID
@@ -110,9 +129,11 @@ class Message:
     model_config_id: UUID | None = None
     usage: Usage | None = None
     cost_micros: int | None = None
+    runtime_ms: int = 0
     visible: bool = True
     deleted: bool = False
     place: int = 0
+    revision: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,10 +142,25 @@ class QueuedMessage:
     chat_id: UUID
     content: tuple[Part, ...]
     created_at: datetime
+    model_config_id: UUID | None = None
 
 
 @dataclass
 class Chat:
+    """One row of chats.
+
+    Args:
+        readers: Users with whom the chat is shared.
+        read_up_to: Id of the last message that the owner has seen on a stream.
+        dynamic_tools: Names of the tools that the client runs itself.
+        history_version: Value of `snapshot_version` at the last change of the history, where the server counts them.
+        snapshot_version: Counts changes of anything that streams tell; the server gives messages it as `revision`.
+        queue_version: Its value at the last change of the queue.
+        generation_attempt: How many times the model or the tools were begun on this history version.
+        next_queued: Id of the queued prompt that comes next, out of turn; 0 is none.
+        has_worker: A worker holds the chat, or held it when its server was killed.
+    """
+
     id: UUID
     owner_id: UUID
     title: str
@@ -132,17 +168,38 @@ class Chat:
     created_at: datetime
     updated_at: datetime
     status: str = "pending"
-    last_error: str | None = None
+    last_error: ChatError | None = None
     parent_id: UUID | None = None
     root_id: UUID | None = None
     archived: bool = False
     mcp_server_ids: tuple[UUID, ...] = ()
+    organization_id: UUID = NIL_UUID
+    owner_username: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    pin_order: int = 0
+    readers: set[UUID] = field(default_factory=set)
+    last_turn_summary: str | None = None
+    summary: str | None = None
+    read_up_to: int = 0
+    dynamic_tools: tuple[str, ...] = ()
+    history_version: int = 0
+    snapshot_version: int = 0
+    queue_version: int = 0
+    generation_attempt: int = 0
+    next_queued: int = 0
+    has_worker: bool = False
     messages: list[Message] = field(default_factory=list)
     queue: list[QueuedMessage] = field(default_factory=list)
 
     @property
     def is_busy(self) -> bool:
-        return self.status in ("pending", "running")
+        """Whether a run works on it, or is about to, so that a new prompt has to wait."""
+        return self.status in ("pending", "running", "interrupting")
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether an answer came that the owner has not seen."""
+        return any(m.role == "assistant" and m.id > self.read_up_to for m in self.history())
 
     def history(self, after_id: int = 0) -> list[Message]:
         """Visible, undeleted messages with a higher id, by id."""
@@ -196,11 +253,14 @@ class Database:
         self.model_configs = {config.id: config for config in model_configs}
         self.chats: dict[UUID, Chat] = {}
         self.files: dict[UUID, StoredFile] = {}
+        self.organization_id = NIL_UUID
         self.limits = UsageLimits(updated_at=clock.now())
         self.tied_rows: TiedRows = "by_id"
         self.system_prompt = ""
         self.user_prompts: dict[UUID, str] = {}
         self.desktop_enabled = False
+        self.retention_days = 30
+        self.auto_archive_days = 0
         self.workspace_ttl_ms = 0
         self._dice = dice
         self._last_message_id = 0
@@ -211,6 +271,10 @@ class Database:
 
     def new_call_id(self) -> str:
         return f"call_{self._dice.getrandbits(48):012x}"
+
+    def chance(self, rate: float) -> bool:
+        """Whether something of this rate, 0 to 1, happens now."""
+        return rate > 0 and self._dice.random() < rate
 
     def default_model(self) -> ModelConfig | None:
         return next((config for config in self.model_configs.values() if config.is_default), None)
@@ -225,6 +289,8 @@ class Database:
         """Burns three message ids, two for a sub-agent: the hidden system rows come first."""
         now = self.clock.now()
         chat = Chat(self.new_id(), owner, title, model, now, now)
+        chat.organization_id = self.organization_id
+        chat.owner_username = self.users[owner].username if owner in self.users else ""
         if parent is not None:
             chat.parent_id = parent.id
             chat.root_id = parent.root_id or parent.id
@@ -245,6 +311,7 @@ class Database:
         model: UUID | None = None,
         usage: Usage | None = None,
         cost_micros: int | None = None,
+        runtime_ms: int = 0,
         visible: bool = True,
     ) -> Message:
         self._last_message_id += 1
@@ -258,6 +325,7 @@ class Database:
             None if model == NIL_UUID else model,
             usage,
             cost_micros,
+            runtime_ms,
             visible,
             place=self._place(self._last_message_id),
         )
@@ -275,9 +343,10 @@ class Database:
             case "shuffled":
                 return self._dice.getrandbits(32)
 
-    def enqueue(self, chat: Chat, content: tuple[Part, ...]) -> QueuedMessage:
+    def enqueue(self, chat: Chat, content: tuple[Part, ...], model: UUID | None = None) -> QueuedMessage:
         self._last_queue_id += 1
-        queued = QueuedMessage(self._last_queue_id, chat.id, content, self.clock.now())
+        model = chat.last_model_config_id if model is None else model
+        queued = QueuedMessage(self._last_queue_id, chat.id, content, self.clock.now(), model)
         chat.queue.append(queued)
         return queued
 

@@ -1,16 +1,20 @@
-"""One step's output while the model speaks, and what an interrupt makes of it."""
+"""One step's output while the model speaks, and what an interrupt makes of it; live parts; what a step waits for."""
 
 import json
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from relay.simulator import model
-from relay.simulator.state import Database, Part
+from relay.simulator.dialect import PartEvent
+from relay.simulator.state import Chat, Database, Part
 
+EPISODE_BYTES = 1 << 20
 INTERRUPTED_RESULT = {"error": "tool call was interrupted before it produced a result"}
 
 
 class StepOutput:
-    """What the model has said in the step so far: blocks that ended, blocks that have not."""
+    """What the model has said in the step so far: blocks that ended, blocks that have not, and when."""
 
     def __init__(self, database: Database) -> None:
         self.content: list[Part] = []
@@ -20,6 +24,7 @@ class StepOutput:
         self._database = database
         self._open_kind = ""
         self._open_texts: list[str] = []
+        self._opened_at: datetime | None = None
         self._fragments: dict[int, tuple[str, str]] = {}
 
     def add(self, chunk: model.Chunk) -> list[Part]:
@@ -38,7 +43,8 @@ class StepOutput:
                 self._close()
                 self._fragments.pop(call, None)
                 call_id = self.call_ids.setdefault(call, self._database.new_call_id())
-                part = Part("tool-call", tool_call_id=call_id, tool_name=tool, args=args)
+                now = self._database.clock.now()
+                part = Part("tool-call", tool_call_id=call_id, tool_name=tool, args=args, created_at=now)
                 self.calls.append(chunk)
                 self.content.append(part)
                 return [part]
@@ -49,13 +55,17 @@ class StepOutput:
         if self._open_kind != kind:
             self._close()
             self._open_kind = kind
+            self._opened_at = self._database.clock.now() if kind == "reasoning" else None
         self._open_texts.append(text)
-        return Part(kind, text=text)
+        return Part(kind, text=text, created_at=self._opened_at)
 
     def _close(self) -> None:
         if self._open_kind:
-            self.content.append(Part(self._open_kind, text="".join(self._open_texts)))
-            self._open_kind, self._open_texts = "", []
+            ended_at = self._database.clock.now() if self._opened_at else None
+            text = "".join(self._open_texts)
+            part = Part(self._open_kind, text=text, created_at=self._opened_at, completed_at=ended_at)
+            self.content.append(part)
+            self._open_kind, self._open_texts, self._opened_at = "", [], None
 
     def finish(self) -> None:
         """The output ended. A call whose arguments never became JSON is forgotten."""
@@ -81,6 +91,59 @@ class StepOutput:
             if part.type == "tool-call" and part.tool_call_id not in answered
         ]
         return self.content, self.results + missing
+
+
+@dataclass
+class Episode:
+    """Live parts of one attempt at one history version, numbered from 1 without a gap.
+
+    It takes about a mebibyte; of what comes after that, no stream ever hears.
+    """
+
+    history_version: int
+    attempt: int
+    parts: list[PartEvent] = field(default_factory=list)
+    _room: int = EPISODE_BYTES
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.history_version, self.attempt
+
+    def add(self, role: str, part: Part, size: int) -> bool:
+        """Take a part of so many bytes; whether there was room for it."""
+        if size > self._room:
+            self._room = 0
+            return False
+        self._room -= size
+        self.parts.append(PartEvent(role, part, self.key, len(self.parts) + 1))
+        return True
+
+
+def open_calls(chat: Chat) -> list[Part]:
+    """Calls of the last step that have no result yet."""
+    history = chat.history()
+    last = max((i for i, message in enumerate(history) if message.role == "assistant"), default=len(history))
+    answered = {part.tool_call_id for message in history[last:] for part in message.content if message.role == "tool"}
+    if any(message.role == "user" for message in history[last:]):
+        return []
+    return [
+        part
+        for message in history[last : last + 1]
+        for part in message.content
+        if part.type == "tool-call" and part.tool_call_id not in answered
+    ]
+
+
+def result_of(call: Part, result: Any, *, is_error: bool, created_at: datetime | None = None) -> Part:
+    """A call's result; what a client or an interrupt gives has no time."""
+    return Part(
+        "tool-result",
+        tool_call_id=call.tool_call_id,
+        tool_name=call.tool_name,
+        result=result,
+        is_error=is_error,
+        created_at=created_at,
+    )
 
 
 def go_value(fragment: str) -> Any:

@@ -7,13 +7,14 @@ its own order; between the two there is none, and that is where most of a client
 import asyncio
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, Protocol, TypeAlias, TypeVar
 from uuid import UUID
 
 from relay.simulator.dialect import (
     EVENTS_PER_FRAME,
+    ActionRequiredEvent,
     Dialect,
     ErrorEvent,
     Event,
@@ -24,7 +25,7 @@ from relay.simulator.dialect import (
     StatusEvent,
 )
 from relay.simulator.faults import Faults
-from relay.simulator.state import Chat
+from relay.simulator.state import Chat, ChatError, Part
 
 Item = TypeVar("Item")
 
@@ -42,6 +43,8 @@ class Skew:
             next step come first.
         lag: Chance that a part (or a status) is late by `lag_ms`, so that it comes after what it preceded.
         burst_loss: Share of parts that vanish while the model sends without pauses, in runs of `burst_run` on average.
+        vain: Chance that a run which takes over from an aborted one is struck by that one's late notifications and
+            ends without a word, where servers have that flaw.
         snapshot_gap_ms: Time between reading the buffered parts and the messages for a snapshot.
     """
 
@@ -52,11 +55,12 @@ class Skew:
     lag_ms: float = 6.0
     burst_loss: float = 0.07
     burst_run: float = 30.0
+    vain: float = 0.3
     snapshot_gap_ms: float = 0.3
 
 
 DEFAULT_SKEW = Skew()
-NO_SKEW = Skew(notify_ms=(0.1, 0.1), overtake=0, lag=0, burst_loss=0, snapshot_gap_ms=0)
+NO_SKEW = Skew(notify_ms=(0.1, 0.1), overtake=0, lag=0, burst_loss=0, vain=0, snapshot_gap_ms=0)
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,27 @@ class QueueChanged:
 
 
 @dataclass(frozen=True)
+class Changed:
+    """Some row of the chat is not what it was; `parts_only`: there is a part more. For streams that read it all."""
+
+    parts_only: bool = False
+
+
+@dataclass(frozen=True)
 class Dropped:
     """The subscription broke inside the server: one error event, then nothing for ever."""
 
 
 Notification: TypeAlias = (
-    MessagesStored | HistoryEdited | QueueChanged | Dropped | StatusEvent | RetryEvent | ErrorEvent
+    MessagesStored
+    | HistoryEdited
+    | QueueChanged
+    | Changed
+    | Dropped
+    | StatusEvent
+    | RetryEvent
+    | ErrorEvent
+    | ActionRequiredEvent
 )
 
 
@@ -127,6 +146,47 @@ class PartLosses:
     count: int = 0
 
 
+class LossyPath:
+    """The way of one stream's parts: which of them get lost on it."""
+
+    def __init__(self, chat_id: UUID, losses: PartLosses, dice: random.Random, run: float) -> None:
+        self._chat_id = chat_id
+        self._losses = losses
+        self._dice = dice
+        self._run = run
+        self._still_to_lose = 0
+
+    def loses(self, *, at_least: float = 0.0, is_full: bool = False) -> bool:
+        """Whether this part is lost; it is counted. `at_least`: rate in a burst, `is_full`: there is no room for it."""
+        lost = self._strikes(max(self._losses.rate(self._chat_id), at_least)) or is_full
+        self._losses.count += lost
+        return lost
+
+    def _strikes(self, rate: float) -> bool:
+        """Parts vanish in runs: the chance to begin one is chosen so that their share of all parts is `rate`."""
+        if self._still_to_lose == 0 and rate > 0:
+            run = min(self._run, max(1.0, 4 * self._run * rate))
+            if self._dice.random() < (1.0 if rate >= 1 else rate / (run * (1 - rate))):
+                self._still_to_lose = self._dice.randint(1, max(1, round(2 * run) - 1))
+        if self._still_to_lose:
+            self._still_to_lose -= 1
+            return True
+        return False
+
+
+class OpenStream(Protocol):
+    """What the server does to an open stream, whatever feeds it."""
+
+    chat: Chat
+    is_zombie: bool
+
+    def notify(self, notification: Notification) -> None:
+        """Something has happened in the chat."""
+
+    def offer_part(self, part: PartEvent, *, in_burst: bool = False) -> None:
+        """A part to send, whatever was sent before."""
+
+
 class Subscription:
     """One open stream of one chat: what it has sent, and what is under way to it."""
 
@@ -147,14 +207,13 @@ class Subscription:
         self._skew = skew
         self._ms = 0.001 / speed
         self._dice = dice
-        self._losses = losses
+        self._path = LossyPath(chat.id, losses, dice, skew.burst_run)
         # Id of the last row sent, not the highest: after a snapshot with turned rows they differ, as upstream.
         self._position = after_id
         self._woken = asyncio.Event()
         self._durable: Lane[Notification] = Lane(self._woken)
         self._live: Lane[PartEvent] = Lane(self._woken)
         self._ready: deque[Event] = deque()
-        self._still_to_lose = 0
 
     def notify(self, notification: Notification) -> None:
         """Path A. Nothing is dropped here, but a queue that overflows kills the subscription."""
@@ -174,25 +233,13 @@ class Subscription:
         """Path B. A full channel, or chance in a burst, loses the part without a word."""
         if self.is_zombie:
             return
-        rate = max(self._losses.rate(self.chat.id), self._skew.burst_loss if in_burst else 0.0)
-        if self._loses(rate) or len(self._live) >= PART_CHANNEL:
-            self._losses.count += 1
+        burst_loss = self._skew.burst_loss if in_burst else 0.0
+        if self._path.loses(at_least=burst_loss, is_full=len(self._live) >= PART_CHANNEL):
             return
         lags = not in_burst and self._dice.random() < self._skew.lag
         self._live.push(part, self._skew.lag_ms * self._ms if lags else 0.0)
 
-    def _loses(self, rate: float) -> bool:
-        """Parts vanish in runs: the chance to begin one is chosen so that their share of all parts is `rate`."""
-        if self._still_to_lose == 0 and rate > 0:
-            run = min(self._skew.burst_run, max(1.0, 4 * self._skew.burst_run * rate))
-            if self._dice.random() < (1.0 if rate >= 1 else rate / (run * (1 - rate))):
-                self._still_to_lose = self._dice.randint(1, max(1, round(2 * run) - 1))
-        if self._still_to_lose:
-            self._still_to_lose -= 1
-            return True
-        return False
-
-    async def run(self, buffered: Iterable[PartEvent], send: SendFrame) -> None:
+    async def run(self, buffered: Iterable[PartEvent | RetryEvent], send: SendFrame) -> None:
         """Send the snapshot, then live events, for ever. `buffered`: the parts of the step in progress, right now."""
         snapshot = await self._snapshot(list(buffered))
         for start in range(0, len(snapshot), EVENTS_PER_FRAME):
@@ -206,7 +253,7 @@ class Subscription:
             if not (self._durable.is_ready() or self._live.is_ready()):
                 await self._woken.wait()
 
-    async def _snapshot(self, buffered: list[PartEvent]) -> list[Event]:
+    async def _snapshot(self, buffered: list[PartEvent | RetryEvent]) -> list[Event]:
         """Parts, messages, queue and chat row are read in this order; the row's status is put first."""
         if self._skew.snapshot_gap_ms:
             await asyncio.sleep(self._skew.snapshot_gap_ms * self._ms)
@@ -247,7 +294,9 @@ class Subscription:
                 self.is_zombie = True
                 self._durable.clear()
                 self._live.clear()
-                return [ErrorEvent("dropped messages")]
+                return [ErrorEvent(ChatError("dropped messages", kind=""))]
+            case Changed():
+                return []
             case _:
                 return [notification]
 
@@ -265,14 +314,18 @@ class Subscription:
 class WatchSubscription:
     """One open watch socket. Its events are written down when they happen: a chat goes out as it was then."""
 
-    def __init__(self) -> None:
+    def __init__(self, dialect: Dialect) -> None:
+        self.dialect = dialect
         self._frames: asyncio.Queue[str] = asyncio.Queue()
 
     def offer(self, frame: str) -> None:
         self._frames.put_nowait(frame)
 
-    async def run(self, hello: str, send: SendFrame) -> None:
-        await send(hello)
+    async def run(self, send: SendFrame) -> None:
+        """Greet, where the server does, then send what is offered, for ever."""
+        hello = self.dialect.watch_hello()
+        if hello:
+            await send(hello)
         while True:
             await send(await self._frames.get())
 
@@ -283,7 +336,7 @@ class Hub:
 
     dialect: Dialect
     faults: Faults
-    streams: dict[UUID, set[Subscription]] = field(default_factory=dict)
+    streams: dict[UUID, set[OpenStream]] = field(default_factory=dict)
     watches: dict[UUID, set[WatchSubscription]] = field(default_factory=dict)
 
     def publish(self, chat: Chat, *notifications: Notification) -> None:
@@ -295,14 +348,11 @@ class Hub:
         for subscription in self.streams.get(chat.id, ()):
             subscription.offer_part(part, in_burst=in_burst)
 
-    def publish_watch(self, kind: str, chat: Chat) -> None:
+    def publish_watch(self, kind: str, chat: Chat, calls: Sequence[Part] = ()) -> None:
         """Tell the owner, with the chat as it is now; nobody else ever hears of it."""
-        watches = self.watches.get(chat.owner_id)
-        if watches:
-            frame = self.dialect.watch_frame(kind, chat)
-            for watch in watches:
-                if not self.faults.strikes("lose_watch"):
-                    watch.offer(frame)
+        for watch in self.watches.get(chat.owner_id, ()):
+            if not self.faults.strikes("lose_watch"):
+                watch.offer(watch.dialect.watch_frame(kind, chat, calls))
 
-    def all_streams(self) -> list[Subscription]:
+    def all_streams(self) -> list[OpenStream]:
         return [subscription for subscriptions in self.streams.values() for subscription in subscriptions]

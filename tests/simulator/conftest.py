@@ -51,7 +51,7 @@ async def start_runs_when_heard(simulator: Simulator) -> None:
     while True:
         now = time.monotonic()
         for chat in list(simulator.database.chats.values()):
-            if chat.status != "pending":
+            if not simulator.needs_run(chat):
                 first_seen.pop(chat.id, None)
                 continue
             heard = any(outlet.frames_sent for outlet in simulator.streams(chat.id))

@@ -11,7 +11,7 @@ from uuid import UUID
 import aiohttp
 
 from relay.simulator import Simulator
-from relay.simulator.gate import CHATS
+from relay.simulator.dialect import DIALECTS, Features
 from relay.simulator.owner import Owner
 
 DEADLINE_SECONDS = 10.0
@@ -36,13 +36,9 @@ class Listener:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def take(self, frame: str) -> None:
-        """Keep a frame; one that is no JSON envelope has no events."""
+        """Keep a frame and its events."""
         self.frames.append(frame)
-        try:
-            data = json.loads(frame)["data"]
-        except (ValueError, TypeError, KeyError):
-            return
-        for event in data if isinstance(data, list) else [data] if data else []:
+        for event in events_of(frame):
             self.events.append(event)
             if event.get("type") == "message_part":
                 self.parts_since += 1
@@ -94,6 +90,17 @@ class Listener:
                 await self.changed.wait()
 
 
+def events_of(frame: str) -> list[Json]:
+    """The events of a frame, in an envelope or bare; none of what is neither."""
+    try:
+        value = json.loads(frame)
+    except ValueError:
+        return []
+    if isinstance(value, dict) and "kind" not in value:
+        value = value.get("data")
+    return value if isinstance(value, list) else [value] if isinstance(value, dict) else []
+
+
 def tell(event: Json) -> str:
     """One event in a word or two; parts are nothing."""
     match event.get("type"):
@@ -107,6 +114,8 @@ def tell(event: Json) -> str:
             return f"retry {event['retry']['attempt']}"
         case "error":
             return f"error: {event['error']['message']}"
+        case "history_reset" | "preview_reset" | "action_required" as kind:
+            return str(kind)
         case _:
             return ""
 
@@ -118,14 +127,27 @@ class Client:
     simulator: Simulator
     session: aiohttp.ClientSession
 
+    @property
+    def features(self) -> Features:
+        """Of the server as it is now."""
+        return DIALECTS[self.simulator.config.dialect].features
+
+    @property
+    def chats(self) -> str:
+        """Path of the chats, as the server has it now."""
+        return self.features.prefixes[0]
+
     def owner(self, name: str = "ann") -> Owner:
         simulator = self.simulator
         model_id = simulator.model_configs[0].id
-        return Owner(self.session, simulator.url, simulator.users[name], model_id, simulator.config.speed)
+        user, speed = simulator.users[name], simulator.config.speed
+        return Owner(self.session, simulator.url, user, model_id, speed, prefix=lambda: self.chats)
 
-    async def call(self, method: str, path: str, body: Json = None, *, who: str = "ann", base: str = CHATS) -> "Answer":
+    async def call(
+        self, method: str, path: str, body: Json = None, *, who: str = "ann", base: str | None = None
+    ) -> "Answer":
         headers = {"Coder-Session-Token": self.simulator.users[who].token} if who else {}
-        url = self.simulator.url + base + path
+        url = self.simulator.url + (self.chats if base is None else base) + path
         async with self.session.request(method, url, json=body, headers=headers) as response:
             return Answer(response.status, await response.text(), dict(response.headers))
 
@@ -136,24 +158,34 @@ class Client:
             yield listener
 
     @asynccontextmanager
+    async def speaker(self, chat: UUID) -> AsyncIterator[Listener]:
+        """A stream whose client has said something, which the protocol forbids."""
+        url = f"{self.simulator.url}{self.chats}/{chat}/stream"
+        async with listen(self.session, url, self.simulator.users["ann"].token, says="hello") as listener:
+            yield listener
+
+    @asynccontextmanager
     async def watch(self, who: str = "ann") -> AsyncIterator[Listener]:
         async with self.socket("/watch", who=who) as listener:
-            await listener.until(lambda seen: seen.frames)
+            if not self.features.raw_frames:  # others do not greet
+                await listener.until(lambda seen: seen.frames)
             yield listener
 
     @asynccontextmanager
     async def socket(self, path: str, *, who: str = "ann") -> AsyncIterator[Listener]:
         token = self.simulator.users[who].token
-        async with listen(self.session, self.simulator.url + CHATS + path, token) as listener:
+        async with listen(self.session, self.simulator.url + self.chats + path, token) as listener:
             yield listener
 
 
 @asynccontextmanager
-async def listen(session: aiohttp.ClientSession, url: str, token: str) -> AsyncIterator[Listener]:
-    """Open a socket and keep what comes."""
+async def listen(session: aiohttp.ClientSession, url: str, token: str, *, says: str = "") -> AsyncIterator[Listener]:
+    """Open a socket, say something on it, and keep what comes."""
     headers = {"Coder-Session-Token": token}
     async with session.ws_connect(url, headers=headers, max_msg_size=0) as socket:
         listener = Listener()
+        if says:
+            await socket.send_str(says)
         task = asyncio.create_task(_receive(socket, listener))
         try:
             yield listener

@@ -234,6 +234,31 @@ async def test_a_polite_restart_closes_with_1000_and_runs_the_step_again(client:
     assert again.story == ["pending", "user", "running", "assistant", "waiting"]
 
 
+@pytest.mark.parametrize(
+    ("dialect", "stream", "watch"),
+    [
+        pytest.param("d0", (1000, "Connection closed"), (1000, "Connection closed"), id="the seed"),
+        pytest.param("d0b", (1000, "Connection closed"), (None, ""), id="2.32 drops the watch socket"),
+        pytest.param("d1", (1000, ""), (1000, ""), id="2.33"),
+        pytest.param("d1e", (1000, ""), (1000, ""), id="2.34"),
+        pytest.param("d2", (1000, ""), (1000, ""), id="2.35"),
+    ],
+)
+async def test_how_a_server_that_stops_closes_sockets(
+    start: Start, dialect: str, stream: tuple[int, str], watch: tuple[int | None, str]
+) -> None:
+    client = await start(dialect=dialect)
+    chat = await client.owner().create("[text n=1] hello")
+    await client.owner().wait_idle(chat)
+    async with client.stream(chat) as seen, client.watch() as watched:
+        await seen.until(lambda s: s.frames)
+        await client.simulator.restart(polite=True)
+        await seen.until_ended()
+        await watched.until_ended()
+    assert (seen.code, seen.reason) == stream
+    assert (watched.code, watched.reason) == watch
+
+
 async def test_a_killed_server_leaves_chats_running_until_they_are_recovered(client: Client) -> None:
     chat = await client.owner().create("[text n=20 ms=1000] long")
     async with client.stream(chat) as seen:

@@ -3,7 +3,10 @@
 import asyncio
 from collections import Counter
 
+import pytest
+
 from relay.simulator import Simulator, SimulatorConfig
+from relay.simulator.dialect import DIALECTS
 from relay.simulator.generate import plan_chat
 from relay.simulator.scenarios import SCENARIOS, Progress, run_scenarios
 
@@ -33,6 +36,21 @@ async def test_every_scenario_leaves_what_it_is_for() -> None:
     steps = Counter(progress.step for progress in told)
     assert steps["created"] == steps["done"] == len(driven)
     assert steps["cut the stream"] == 3
+
+
+@pytest.mark.parametrize("dialect", [name for name in DIALECTS if name != "d0"])
+async def test_the_scenarios_run_on_every_dialect(dialect: str) -> None:
+    named = ["two tools", "retry", "interrupt", "queue", "edit", "client tool"]
+    async with Simulator(SimulatorConfig(speed=20, seed=5, dialect=dialect)) as simulator:
+        async with asyncio.timeout(30):
+            driven = await run_scenarios(simulator, named=named, generated=2, seed=5, speed=20)
+        rows = {chat.name: simulator.database.chats[chat.chat_id] for chat in driven}
+    assert list(rows) == [*named, "generated 0", "generated 1"]
+    assert all(row.status in ("waiting", "error") and not row.queue for row in rows.values())
+    assert any(message.deleted for message in rows["edit"].messages)
+    results = [part for m in rows["client tool"].history() for part in m.content if part.type == "tool-result"]
+    given = {"ok": True} if DIALECTS[dialect].features.actions else {"error": "Tool not found: lab_tool"}
+    assert results[0].result == given
 
 
 def test_the_same_seed_gives_the_same_chats() -> None:
