@@ -220,13 +220,12 @@ class ChatTail:
                 self._pending.append(_FrameEnd())
             return self._drain()
         self._snapshot.extend(frame.events)
+        complete = 0 < len(frame.events) < SNAPSHOT_FRAME
         if self._episodes:
-            complete = any(
-                isinstance(seen, PreviewResetSeen) or (isinstance(seen, StatusSeen) and seen.revision is not None)
-                for seen in frame.events
+            # Long histories span frames. With a current `after_revision` there is no reset, only a status that says so.
+            complete = any(isinstance(seen, PreviewResetSeen) for seen in frame.events) or (
+                complete and any(isinstance(seen, StatusSeen) and seen.revision is not None for seen in frame.events)
             )
-        else:
-            complete = 0 < len(frame.events) < SNAPSHOT_FRAME
         return self._complete_snapshot() if complete else self._out()
 
     def _recognise(self, events: Sequence[Seen]) -> None:

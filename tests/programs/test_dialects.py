@@ -21,12 +21,13 @@ from relay.adapters.coder import open_upstream
 from relay.adapters.database import DatabaseSettings
 from relay.adapters.memory import MemoryBus
 from relay.adapters.store import open_store
+from relay.programs.follow import Ended
 from relay.programs.worker import Worker
 from relay.simulator import Simulator, SimulatorConfig
 from relay.simulator.dialect import DIALECTS
 from relay.simulator.owner import Owner
 from relay.simulator.scenarios import run_scenarios
-from tests.programs.world import FOLLOW, WORKER, World, until, upstream_settings, while_running
+from tests.programs.world import FOLLOW, WORKER, World, counted, until, upstream_settings, while_running
 
 SPEED = 8.0
 SEED = 4
@@ -60,7 +61,12 @@ async def world_of(dialect: str, empty_database: Path, directory: Path) -> Async
         open_upstream(upstream_settings(simulator)) as upstream,
         aiohttp.ClientSession() as session,
     ):
-        owner = Owner(session, simulator.url, simulator.users["ann"], simulator.model_configs[0].id, SPEED)
+
+        def prefix() -> str:
+            return DIALECTS[simulator.config.dialect].features.prefixes[0]
+
+        model_id = simulator.model_configs[0].id
+        owner = Owner(session, simulator.url, simulator.users["ann"], model_id, SPEED, prefix=prefix)
         yield World(simulator, MemoryBus(), store, database, upstream, owner, directory)
 
 
@@ -182,3 +188,25 @@ async def test_two_ages_behind_one_address(one: str, other: str, empty_database:
             over.set()
         assert not [event for event in world.bus.published if (event.event, event.detail) == ("lifecycle", "gone")]
         assert max(edits_told(world).values(), default=0) <= 1
+
+
+@pytest.mark.parametrize(("dialect", "replayed"), [("d2", True), ("d3ga", False)])
+async def test_a_chat_that_was_edited_is_told_whole_only_by_servers_without_revisions(
+    dialect: str, replayed: bool, empty_database: Path, tmp_path: Path
+) -> None:
+    async with world_of(dialect, empty_database, tmp_path) as world:
+        owner = world.owner
+        chat = await owner.create("[text n=5 ms=5] first")
+        await owner.wait_idle(chat)
+        await owner.edit(chat, (await owner.prompts(chat))[0], "[text n=5 ms=5] better")
+        await owner.wait_idle(chat)
+        replays = []
+        for _ in range(2):
+            before = counted("relay_replays_filtered_total")
+            follower = await world.follower(chat)
+            assert (await follower.run()).why is Ended.IDLE
+            replays.append(counted("relay_replays_filtered_total") - before)
+            commit = follower.tail.commit()
+            await world.store.release(follower.claim, commit, seen="", clean=True)
+        assert (replays[1] > 0) is replayed
+        await world.until_equal(chat)
