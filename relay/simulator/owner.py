@@ -168,10 +168,17 @@ class Owner:
     @asynccontextmanager
     async def stream(self, chat: UUID, after_id: int = 0) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
         """The chat's events, snapshot first."""
-        url = f"{self._url}/{chat}/stream?after_id={after_id}"
-        async with await self._patiently(
-            lambda: self._session.ws_connect(url, headers=self._headers, max_msg_size=0)
-        ) as socket:
+
+        async def connect() -> aiohttp.ClientWebSocketResponse:
+            url = f"{self._url}/{chat}/stream?after_id={after_id}"
+            try:
+                return await self._session.ws_connect(url, headers=self._headers, max_msg_size=0)
+            except aiohttp.WSServerHandshakeError as exc:
+                if exc.status == 404:  # is it the chat that is gone, or the path for a while?
+                    await self._request("GET", f"{self._url}/{chat}", None, ())
+                raise
+
+        async with await self._patiently(connect) as socket:
 
             async def events() -> AsyncIterator[dict[str, Any]]:
                 async for frame in socket:
