@@ -73,6 +73,8 @@ async def test_a_database_that_is_away_for_a_while_costs_nothing(world: World) -
         await spoken(world, chat)
         async with world.database_away():
             await world.owner.wait_idle(chat)
+            await world.owner.send(chat, STEPS)
+            await world.owner.wait_idle(chat)
             told = len(world.told(chat, "chat.message."))
         await world.until_equal(chat)
         assert told < len(world.told(chat, "chat.message."))  # it waited: nothing more went out than could be saved
