@@ -110,6 +110,23 @@ def test_a_list_may_span_frames_and_ends_at_the_first_other_event() -> None:
     assert told(tail.feed(msg(user(9)), status("running"), PREVIEW_RESET)) == ["message 9", "status running"]
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_a_history_that_fills_more_than_one_frame_is_one_history(live: bool) -> None:
+    """A frame holds 256 events; the status of an idle chat stands behind the last message."""
+    turns = [raw for key in range(1, 271, 2) for raw in (user(key), assistant(key + 1, "a"))]
+    tail = Tail()
+    if live:
+        tail.connect(*(msg(raw) for raw in turns), status("waiting"), PREVIEW_RESET)
+    edited = [*turns[:268], user(300, "better")]
+    events = [*listed(*edited), status("running"), PREVIEW_RESET]
+    first = tail.feed(events[:256]) if live else tail.connect(*events[:256])
+    assert told(first, "history", "turn") == []
+    second = tail.feed(events[256:])
+    assert set(fold(tail.all)) == {raw["id"] for raw in edited}
+    assert len(told(second, "history")) == live
+    assert told(tail.all, "status")[-1] == "status running"
+
+
 def test_a_list_that_was_cut_off_says_nothing() -> None:
     tail = idle_chat()
     tail.feed(HISTORY_RESET, msg(user(3, "better")))
