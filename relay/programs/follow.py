@@ -155,6 +155,8 @@ class Follower:
         self._look = True  # read the chat itself: it may have been renamed or archived
         self._beyond = False  # open the next stream behind all history: it does not fit a frame
         self._heard = False  # this connection brought something: the link works
+        self._unheard = False  # discovery saw the chat begin or end a turn, and no frame has come since
+        self._proved = ""  # digest of the row up to which the tail is known to have all
         self._in_hand: list[Event] = []  # told by the tail, not confirmed by the broker
         self._unsaved = False  # durable events were confirmed, the resume point was not saved
 
@@ -211,6 +213,8 @@ class Follower:
             try:
                 with in_state("connecting"):
                     await self._discover()
+                self._proved = row_digest(self._chat)  # the stream begins with all that this row stands for
+                self._unheard = False
                 why = await self._connection()
                 if isinstance(why, Followed):
                     return why
@@ -250,25 +254,29 @@ class Follower:
             frames = await buffer.take(self._patience(checked, heard))
             if frames:
                 heard = self._clock.monotonic()
+                self._unheard = False
                 reconnect = await self._take(frames)
             elif frames is None and self.tail.settling:
                 reconnect = await self._send(self.tail.settled(self._clock.now()))
-            elif frames is None and self.tail.idle:
+            elif frames is None and self.tail.idle and not self._unheard:
                 if (end := await self._let_go(buffer)) is not None:
                     return end
                 heard = self._clock.monotonic()
                 continue
             elif frames is None:
+                self._unheard = False
                 checked = self._clock.monotonic()
                 reconnect = await self._send(self.tail.recheck(self._clock.now()))
             else:
                 await self._discover()  # poked
+                # A stream may be silent although its socket lives: REST tells, unless a frame does in a moment.
+                self._unheard = (self._chat.get("status") in IDLE) == self.tail.running
                 continue
             if reconnect is not None:
                 return reconnect
 
     def _patience(self, checked: float, heard: float) -> float:
-        if self.tail.settling:
+        if self.tail.settling or self._unheard:
             return self._settings.settle_seconds
         until = heard + self._settings.linger_seconds if self.tail.idle else checked + self._settings.recheck_seconds
         return max(0.0, until - self._clock.monotonic())
@@ -302,13 +310,26 @@ class Follower:
             raise
         await self._send(self.tail.discovered(self._chat, self._clock.now()))
 
-    async def _let_go(self, buffer: FrameBuffer) -> Followed | None:
-        """The chat was idle long enough. None when it turns out that something is going on after all."""
+    async def _let_go(self, buffer: FrameBuffer) -> Followed | str | None:
+        """The chat was idle long enough. None when something is going on after all; a reason when the stream is dead.
+
+        The chat will not be looked at again until its row changes, so that all this row stands for must be known: what
+        happened since the stream was opened, REST has to confirm.
+        """
         self._look = True
         await self._discover()
-        if buffer.backlog or self._chat.get("status") not in IDLE:
+        if not self._quiet(buffer):
             return None
-        return Followed(Ended.IDLE, row_digest(self._chat), self.clean)
+        row = row_digest(self._chat)
+        if row != self._proved:
+            reconnect = await self._send(self.tail.recheck(self._clock.now()))
+            if reconnect is not None:
+                return reconnect
+            self._proved = row
+        return Followed(Ended.IDLE, row, self.clean) if self._quiet(buffer) else None
+
+    def _quiet(self, buffer: FrameBuffer) -> bool:
+        return not buffer.backlog and self.tail.idle and self._chat.get("status") in IDLE
 
     async def _cannot_read(self, exc: BadFrame) -> str:
         """Keep the frame, tell consumers, and let REST say what was in it."""

@@ -114,6 +114,30 @@ async def test_a_restart_of_the_server_in_the_middle_of_a_step(world: World, *, 
     assert world.simulator.fired("restart") == 1
 
 
+async def test_a_stream_that_fell_silent_while_its_chat_was_idle_hides_no_turn(world: World) -> None:
+    """The socket lives, pings are answered: the chat is let go only when REST knows no more than was told."""
+    chat = await world.owner.create("[text n=5 ms=5] hello")
+    follower = await world.follower(chat)
+    task = asyncio.create_task(follower.run())
+    await until(lambda: world.told(chat, "chat.turn."))
+    assert world.simulator.silence(chat) == 1
+    await world.owner.send(chat, "[text n=5 ms=5] a second question")
+    await world.owner.wait_idle(chat)
+    assert (await task).why is Ended.IDLE
+    await world.until_equal(chat)
+    assert follower.clean
+
+
+async def test_a_stream_that_fell_silent_in_a_turn_is_found_when_discovery_sees_its_end(world: World) -> None:
+    """Long before the next comparison with REST, which is minutes away."""
+    chat = await world.owner.create(STEPS)
+    async with world.worker():
+        await spoken(world, chat)
+        assert world.simulator.silence(chat) == 1
+        await world.owner.wait_idle(chat)
+        await world.until_equal(chat)
+
+
 async def test_a_stream_that_is_dead_although_its_socket_lives(world: World) -> None:
     before = counted("relay_reconnects_total", reason="dropped_messages")
     chat = await world.owner.create(LONG)
