@@ -183,7 +183,11 @@ def _complaint(error: Mapping[str, Any]) -> str:
     where = [str(part) for part in error["loc"]]
     name = PREFIX + "__".join(where).upper()
     if error["type"] == "extra_forbidden":
+        if name in known_names():
+            return f"{name} is read from the environment only, not from the file that {CONFIG_FILE} names"
         nearest = difflib.get_close_matches(name, set(known_names()), n=1, cutoff=0.5)
         return f"unknown setting {name}" + (f": did you mean {nearest[0]}?" if nearest else "")
     said = str(error["msg"]).removeprefix("Value error, ")
-    return f"{name}: {said[0].lower()}{said[1:]}" if error["type"] != "missing" else f"{name} is not set"
+    if said[1:2].islower():  # not of an abbreviation
+        said = said[0].lower() + said[1:]
+    return f"{name}: {said}" if error["type"] != "missing" else f"{name} is not set"

@@ -18,7 +18,7 @@ from tests.core.captures import OURS, followed
 from tests.core.laws import assert_honest_previews, data_of, fold, turns
 
 FOLDERS = ("d0", "d0b", "d1", "d1e", "d2", "d2b", "d3")
-SERVERS = ("seed, Mar 2026", "2.32", "2.33", "2.34 ESR", "2.35", "2.36", "2.37", "2.38 and later")
+SERVERS = ("seed, Mar 2026", "2.32", "2.33", "2.34 ESR", "2.35", "2.36", "Aug 2026", "2.37 and later")
 NAMES = ("D0", "D0b", "D1", "D1e", "D2", "D2b", "D3", "D3ga")
 YES, NO, UNKNOWN = "yes", "no", "?"
 
@@ -28,7 +28,8 @@ HEAD = """\
 The relay follows every server that has the chats API, from the seed of March 2026 on. What it speaks to is found out
 from what the server sends, never from its version; `relay check` shows it. This page is made from recordings of real
 servers (`tests/data/captures`, one folder a column) and from what the relay told when it followed them; the last column
-has no recording and comes from the simulator. `make contract` makes it anew, and a test fails when it is out of date.
+has no recording and comes from the simulator. It is what the relay calls any server with `/api/v2/chats`; resuming by
+history version came with about 2.38. `make contract` makes it anew, and a test fails when it is out of date.
 
 Events are the same on all of them. What differs is what the server gives the relay to make them from:
 """

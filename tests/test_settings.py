@@ -118,7 +118,9 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 
 def test_a_token_and_a_token_file_are_one_too_many(tmp_path: Path) -> None:
-    assert "token" in refused({**GOOD, "RELAY_CODER__TOKEN_FILE": str(tmp_path / "token")})
+    assert "RELAY_CODER__TOKEN and RELAY_CODER__TOKEN_FILE" in refused(
+        {**GOOD, "RELAY_CODER__TOKEN_FILE": str(tmp_path / "token")}
+    )
 
 
 @pytest.mark.parametrize("name", ["RELAY_RABBIT__URL", "RELAY_DATABASE__URL"])
@@ -161,7 +163,9 @@ def test_a_file_of_settings_that_variables_win_over(tmp_path: Path) -> None:
         pytest.param("[coder\n", "is not TOML", id="not TOML"),
         pytest.param("[ops]\nprot = 1\n", "did you mean RELAY_OPS__PORT", id="unknown name"),
         pytest.param("[opps]\nport = 1\n", "unknown setting", id="unknown group"),
-        pytest.param('[ops]\nport = "x"\n', "RELAY_OPS__PORT", id="impossible value"),
+        pytest.param('[ops]\nport = "x"\n', "RELAY_OPS__PORT: input should be", id="impossible value"),
+        pytest.param('[coder]\nurl = "ftp://x"\ntoken = "t"\n', "RELAY_CODER__URL: URL scheme", id="abbreviation"),
+        pytest.param('[rabbit]\nurl_file = "/x"\n', "URL_FILE is read from the environment only", id="variable only"),
         pytest.param("ops = 3\n", "RELAY_OPS", id="a number where a group should be"),
         pytest.param(f'[rabbit]\nurl = "http://u:{SECRET}@h"\n', "RELAY_RABBIT__URL", id="a secret in a wrong value"),
     ],

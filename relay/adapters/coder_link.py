@@ -70,7 +70,7 @@ class CoderSettings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors
     @model_validator(mode="after")
     def _one_token(self) -> Self:
         if (self.token is None) == (self.token_file is None):
-            raise ValueError("exactly one of token and token_file is needed")
+            raise ValueError("exactly one of RELAY_CODER__TOKEN and RELAY_CODER__TOKEN_FILE is needed")
         return self
 
 

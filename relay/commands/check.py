@@ -14,6 +14,7 @@ from relay.adapters.coder import CoderUpstream, open_upstream
 from relay.adapters.logs import LogSettings, configure_logs
 from relay.adapters.rabbit import open_rabbit
 from relay.adapters.store import open_store
+from relay.core.dialect import Dialect
 from relay.core.errors import BadFrame, ChatRefused, Unauthorized, Unavailable, WrongSettings
 from relay.ports import Retention
 from relay.settings import Settings, read_settings
@@ -113,8 +114,9 @@ def _about(upstream: CoderUpstream, retention: Retention) -> list[str]:
         "absent": "has no AI Gateway budgets",
         None: "did not say whether it has AI Gateway budgets",
     }[seen.gateway]
+    unknown = ": the account has no chats to tell it by; ask again when there is one"
     return [
-        f"speaks {upstream.dialect.value} ({seen.words()})",
+        f"speaks {upstream.dialect.value} ({seen.words()}){unknown if upstream.dialect is Dialect.UNKNOWN else ''}",
         limits,
         gateway,
         f"archives chats: {_when(retention.auto_archive_days, 'without activity')}",

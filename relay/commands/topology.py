@@ -9,7 +9,12 @@ from relay.adapters.topology import TOPOLOGY, Binding, Exchange, Queue, definiti
 
 @click.group()
 def topology() -> None:
-    """What the relay declares on the broker."""
+    """What the relay declares on the broker.
+
+    \b
+    Example:
+      relay topology show
+    """
 
 
 @topology.command("show")

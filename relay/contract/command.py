@@ -18,7 +18,12 @@ _EXAMPLES = "examples"  # below the directory: events that AsyncAPI shows
 
 @click.group()
 def contract() -> None:
-    """The contract of this version as documents: JSON Schemas, AsyncAPI, metrics."""
+    """The contract of this version as documents: JSON Schemas, AsyncAPI, metrics.
+
+    \b
+    Example:
+      relay contract check docs/contract
+    """
 
 
 @contract.command()

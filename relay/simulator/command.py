@@ -179,7 +179,15 @@ async def _simulate(
         for fault in faults:
             server.faults.add(**fault)
         model_id = str(server.model_configs[0].id)
-        say("started", url=server.url, dialect=config.dialect, model_config_id=model_id, users=_users(server.users))
+        say(
+            "started",
+            url=server.url,
+            chats_path=DIALECTS[config.dialect].features.prefixes[0],
+            dialect=config.dialect,
+            organization_id=str(server.organization_id),
+            model_config_id=model_id,
+            users=_users(server.users),
+        )
         striking = strike_in_time(server, timed, lambda fault, struck: say("fault", fault=fault.name, struck=struck))
         async with _meanwhile(striking, interrupted):
             if named or generated:
@@ -350,14 +358,16 @@ def _print_start(*, url: str, users: dict[str, dict[str, str]], **values: Any) -
     for name, user in users.items():
         role = "owner role" if name == "admin" else "member"
         print(f"  {name:<6} {role:<11} id {user['id']}  token {user['token']}")
+    chats = url + values.get("chats_path", CHATS)
     print("\nTry:")
-    print(f"  curl -H 'Coder-Session-Token: {ann}' {url}{CHATS}")
+    print(f"  curl -H 'Coder-Session-Token: {ann}' {chats}")
     if "model_config_id" in values:
         body = {
             "content": [{"type": "text", "text": "[tools2 n=15 ms=15] hello"}],
+            "organization_id": values["organization_id"],
             "model_config_id": values["model_config_id"],
         }
-        print(f"  curl -H 'Coder-Session-Token: {ann}' {url}{CHATS} -d '{json.dumps(body)}'")
+        print(f"  curl -H 'Coder-Session-Token: {ann}' {chats} -d '{json.dumps(body)}'")
         print(f"  curl {url}/_simulator/faults")
         print(f"  RELAY_CODER__URL={url} RELAY_CODER__TOKEN={ann} relay worker")
         print(f"\nDirectives for prompts: {', '.join(DIRECTIVES)}")

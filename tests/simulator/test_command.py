@@ -116,6 +116,7 @@ async def test_scenarios_and_generated_chats_as_json_lines() -> None:
     assert (code, errors) == (0, "")
     events: list[dict[str, Any]] = [json.loads(line) for line in lines]
     assert events[0]["event"] == "started"
+    assert events[0]["chats_path"] == "/api/experimental/chats"
     assert events[0]["users"]["ann"]["token"]
     done = {event["chat"] for event in events if event.get("step") == "done"}
     assert done == {*SCENARIOS, "generated 0", "generated 1"}
