@@ -5,8 +5,6 @@ server is upgraded while the relay runs; for a while servers of two ages may ans
 """
 
 import asyncio
-import math
-import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from enum import Enum
@@ -29,7 +27,6 @@ _OTHER: dict[Prefix, Prefix] = {"v2": "experimental", "experimental": "v2"}
 
 # Answers of a server that has the path. Not 408, 429 or 5xx: those a proxy gives as well while a server restarts.
 _IS_THERE = (200, 400, 401, 403)
-_STILL_THERE_SECONDS = 2.0  # so long one answer of the list stands for all chats that are not found
 
 
 class About(Enum):
@@ -53,7 +50,6 @@ class ChatsApi:
         self._saw = saw
         self._prefix: Prefix | None = None
         self._told: Prefix | None = None  # in the log
-        self._found_at: dict[Prefix, float] = {}  # when it last answered there, by the monotonic clock
         self._find = _Shared(self._look_for_it)
         self._still_there = {prefix: _Shared(self._asks_the_list(prefix)) for prefix in PATHS}
 
@@ -101,8 +97,6 @@ class ChatsApi:
             return False
         if about is not About.CHAT or answer.said != NOT_FOUND:
             return True
-        if time.monotonic() - self._found_at.get(prefix, -math.inf) < _STILL_THERE_SECONDS:
-            return False
         return not await self._still_there[prefix]()
 
     # where it is
@@ -129,7 +123,6 @@ class ChatsApi:
         return is_there
 
     def _lock(self, prefix: Prefix) -> None:
-        self._found_at[prefix] = time.monotonic()
         if self._prefix is None:  # else a call that was on its way when another moved would move all of them back
             self._prefix = prefix
             if prefix != self._told:
@@ -138,7 +131,6 @@ class ChatsApi:
         self._saw(Evidence(prefix=prefix))
 
     def _unlock(self, prefix: Prefix) -> None:
-        self._found_at.pop(prefix, None)
         if self._prefix == prefix:
             self._prefix = None
 

@@ -63,14 +63,14 @@ def _made(_: click.Context, __: click.Parameter, directory: Path | None) -> Path
 def demo(**options: Any) -> None:
     """Run everything in one process against a simulated Coder server, and check every fold.
 
-      Ends by itself with a summary; exit code 1 when what was published does not fold to what Coder's REST API says.
+    Ends by itself with a summary; exit code 1 when what was published does not fold to what Coder's REST API says.
 
-      \b
-      Examples:
-        relay demo
-        relay demo --chats 30 --seed 7 --speed 5
-    relay demo --dialect d3
-        relay demo --rabbit amqp://guest:guest@localhost:5672/%2F --json
+    \b
+    Examples:
+      relay demo
+      relay demo --chats 30 --seed 7 --speed 5
+      relay demo --dialect d3
+      relay demo --rabbit amqp://guest:guest@localhost:5672/%2F --json
     """
     from relay.adapters.logs import LogSettings, configure_logs  # noqa: PLC0415
     from relay.commands.demo_screen import show_demo, summary_text  # noqa: PLC0415

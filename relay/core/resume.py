@@ -33,6 +33,7 @@ class ResumePoint:
     error: ChatErrorData | None = None  # error of the open turn
     error_turn: int | None = None  # turn whose error was published
     status: str | None = None  # last one published
+    status_previous: str | None = None  # the one before it
     status_key: tuple[int, str, int] = (0, "", 0)  # what its id was made from: turn, value, occurrence
     status_counts: Mapping[str, int] = field(default_factory=dict)  # per value since `turn`
     queue: tuple[QueueEntry, ...] = ()

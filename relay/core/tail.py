@@ -342,6 +342,7 @@ class ChatTail:
             error=self._error,
             error_turn=told.error_turn,
             status=told.status,
+            status_previous=told.status_previous,
             status_key=told.status_key,
             status_counts=dict(told.status_counts),
             queue=self._queue.entries,

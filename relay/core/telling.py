@@ -51,6 +51,7 @@ class Telling:
         self._events: list[Event] = []
         self._position = 0
         self.status = resume.status  # last one told
+        self.status_previous = resume.status_previous  # the one before it
         self.status_key = resume.status_key
         self.status_counts = dict(resume.status_counts)
         self._status_told = False  # in this session
@@ -105,11 +106,12 @@ class Telling:
         """A status; nothing when it is the last one told, but for the first of a session: it has its old id."""
         if status == self.status and self._status_told:
             return
-        if status != self.status or self._status_told:
+        if status != self.status:
+            self.status_previous = self.status
             occurrence = self.status_counts.get(status, 0) + 1
             self.status_counts[status] = occurrence
             self.status_key = (turn, status, occurrence)
-        data: StatusData = {"status": status, "previous": self.status}
+        data: StatusData = {"status": status, "previous": self.status_previous}
         if status != "error":
             data["last_error"] = None
         elif error is not None:
@@ -146,6 +148,7 @@ class Telling:
         """Upstream does not have the chat any more."""
         key = event_id(self.chat, "lifecycle", "gone", "", self.lifecycle_count)
         self.lifecycle_count += 1
+        self.lifecycle = None  # should it come back after all, that is told as its beginning
         self._emit("lifecycle", "gone", {"chat": chat, "changed": []}, key, origin=Origin.RECONCILE)
 
     # --- what went wrong ----------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from relay.adapters import coder_paths
 from relay.adapters.coder import CoderUpstream
 from relay.adapters.coder_answers import NO_ROUTE, NOT_FOUND
 from relay.core.dialect import Dialect
@@ -69,12 +68,6 @@ class Rolling:
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
         return await (self.new if self.turn() else self.old)(request)
-
-
-@pytest.fixture
-def later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the few seconds were over for which an answer of the API stands for the next."""
-    monkeypatch.setattr(coder_paths, "_STILL_THERE_SECONDS", 0.0)
 
 
 def in_rotation() -> Callable[[], bool]:
@@ -235,7 +228,6 @@ async def test_a_call_that_was_on_its_way_during_an_upgrade_moves_nothing_back()
 @pytest.mark.parametrize(
     "elsewhere", [says(NO_ROUTE), says("Not here."), says(NOT_FOUND), plain_404], ids=["route", "text", "chat", "plain"]
 )
-@pytest.mark.usefixtures("later")
 async def test_a_place_that_is_gone_never_makes_a_chat_gone(what: str, elsewhere: Callable[[], web.Response]) -> None:
     coder = Coder("2.36")
     coder.elsewhere = elsewhere
@@ -257,11 +249,7 @@ async def test_a_chat_that_is_gone_is_gone(what: str, text: str) -> None:
         assert isinstance(await error_of(upstream, what), ChatGone)
 
 
-@pytest.mark.parametrize(("seconds", "looks"), [(60.0, 0), (0.0, 1)])
-async def test_many_chats_that_are_gone_share_what_is_known_of_the_list(
-    monkeypatch: pytest.MonkeyPatch, seconds: float, looks: int
-) -> None:
-    monkeypatch.setattr(coder_paths, "_STILL_THERE_SECONDS", seconds)
+async def test_many_chats_that_are_gone_share_one_look_at_the_list() -> None:
     coder, gone = Coder("2.36"), 0
     all_are = asyncio.Event()
 
@@ -291,11 +279,23 @@ async def test_many_chats_that_are_gone_share_what_is_known_of_the_list(
             all_are.set()
     assert gone == 10
     # The last to hear that the chat is gone may come when the look is over.
-    assert looks <= server.paths.count(f"{EXPERIMENTAL}?limit=1") <= 2 * looks
+    assert 1 <= server.paths.count(f"{EXPERIMENTAL}?limit=1") <= 2
+
+
+async def test_an_answer_of_a_moment_before_is_no_proof_that_a_chat_is_gone() -> None:
+    """A server that for a while says 404 to everything, in Coder's own words."""
+    coder, away = Coder("2.36"), False
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return says(NOT_FOUND)() if away else await coder(request)
+
+    async with upstream_of(handler, place=None) as (upstream, _server):
+        await call(upstream, "list")
+        away = True
+        assert not isinstance(await error_of(upstream, "chat"), ChatGone)
 
 
 @pytest.mark.parametrize("status", [429, 503])
-@pytest.mark.usefixtures("later")
 async def test_a_chat_is_not_gone_while_the_list_does_not_answer(status: int) -> None:
     coder = Coder("2.36")
     restarting = False
@@ -313,7 +313,6 @@ async def test_a_chat_is_not_gone_while_the_list_does_not_answer(status: int) ->
         assert isinstance(await error_of(upstream, "chat"), ChatGone)
 
 
-@pytest.mark.usefixtures("later")
 async def test_a_web_page_in_the_place_of_the_list_does_not_make_a_chat_gone() -> None:
     coder = Coder("2.36")
 

@@ -85,6 +85,15 @@ def assert_copies_agree(events: Iterable[Event]) -> None:
     turns(list({event.id: event for event in events if event.event == "turn"}.values()))
 
 
+def assert_copies_of_statuses_agree(events: Iterable[Event]) -> None:
+    """After a clean restart. From an older point on, a status may follow another one than it did the first time."""
+    told: dict[UUID, tuple[str, str | None]] = {}
+    for event in events:
+        if event.event == "status":
+            now = (event.detail, data_of(event)["previous"])
+            assert told.setdefault(event.id, now) == now
+
+
 @dataclass
 class Step:
     """What was told of one step since its last reset."""

@@ -16,6 +16,7 @@ from relay.core.transcript import differences
 from tests.core.captures import Followed, each_recording, followed
 from tests.core.laws import (
     assert_copies_agree,
+    assert_copies_of_statuses_agree,
     assert_honest_previews,
     assert_no_event_twice,
     assert_positions_grow,
@@ -27,7 +28,7 @@ from tests.core.recorded_follower import RecordedFollower, Reshape, stored_and_l
 from tests.core.recording import Connection
 
 # Cuts per recording and test: most recordings have more frames, and all of them takes an hour.
-MOST_PLACES = int(os.environ.get("RELAY_TEST_PLACES", "18"))
+MOST_PLACES = int(os.environ.get("RELAY_TEST_PLACES", "12"))
 MOST_PARTS = 660 * MOST_PLACES  # and live parts in all of them together
 
 Place = tuple[Followed, int, list[Connection], int]
@@ -45,7 +46,7 @@ def places(path: Path, begin: int) -> Iterator[Place]:
         for before, connection in enumerate(connections):
             everywhere += [(one, before, connections[before:], at + 1) for at in range(len(connection.frames))]
             parts = max(parts, sum(len(frame.events) for _, frame in connection.frames))
-    most = min(MOST_PLACES, MOST_PARTS // max(1, parts))
+    most = max(1, min(MOST_PLACES, MOST_PARTS // max(1, parts)))
     step = max(1, -(-len(everywhere) // most))
     return iter(everywhere[begin % step :: step])
 
@@ -91,6 +92,7 @@ def test_a_clean_restart_changes_nothing(path: Path) -> None:
         events = goes_on(second, rest, at)
         assert_no_event_twice(events)
         assert_nothing_is_missing(one, [*one.life.events[:told], *events], lives=2)
+        assert_copies_of_statuses_agree([*one.life.events[:told], *events])
         again = {event.id for event in one.life.events[:told] if not event.transient} & {e.id for e in events}
         assert Counter(e.event for e in events if e.id in again) <= Counter(status=1), "told again without need"
 

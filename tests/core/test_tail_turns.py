@@ -713,6 +713,15 @@ def test_the_same_change_has_the_same_id_in_every_life() -> None:
     assert len({life.tail.discovered(changed, AT).events[0].id for life in lives}) == 1
 
 
+def test_a_chat_that_was_gone_and_is_there_again_begins_anew() -> None:
+    tail = Tail()
+    first = tail.tail.discovered(dict(CHAT), AT).events
+    tail.tail.gone(dict(CHAT), AT)
+    (again,) = tail.again().tail.discovered(dict(CHAT), AT).events
+    assert told([again]) == ["lifecycle created"]
+    assert again.id != first[0].id
+
+
 def test_gone_says_so_with_what_was_known_last() -> None:
     tail = Tail()
     discover(tail)
