@@ -300,7 +300,7 @@ async def test_a_chat_that_is_gone_is_told_once(world: World) -> None:
         pytest.param({"kind": "cut_every", "frames": 7}, id="cut between frames"),
         pytest.param({"kind": "cut_every", "frames": 9, "inside": True}, id="cut within a frame"),
         pytest.param({"kind": "duplicate_frames", "rate": 0.5}, id="frames that come twice"),
-        pytest.param({"kind": "lose_parts", "rate": 0.3}, id="live parts that are lost"),
+        pytest.param({"kind": "lose_parts", "rate": 0.9}, id="live parts that are lost"),
         pytest.param({"kind": "slow", "delay": 0.05}, id="slow answers"),
     ],
 )
