@@ -51,8 +51,8 @@ NOTES = """\
   licensed for them; 403 and 404 mean that it is not.
 - **Archived chats are deleted** by servers from 2.33 on, after 30 days unless set otherwise. The archivist tells when
   one without a verified copy comes near.
-- **The owner's read mark** moves when a stream is opened: by anybody up to 2.33, by the owner only from 2.34 on. Follow
-  with the token of an account that may read the chats and does not own them where that matters.
+- **The owner's read mark** moves when a stream is opened: by anybody up to 2.33, by the owner only from 2.34 on. The
+  relay follows with the owner's token, so a chat that it follows does not stay unread.
 - **An upgrade while the relay runs**, also one that moves the API to `/api/v2/chats`, and two ages of servers behind
   one address, lose nothing and tell nothing twice.
 """

@@ -228,16 +228,8 @@ class CoderUpstream:
             raise ChatRefused(str(error), answer.status)
         raise error
 
-    async def _of_chat(
-        self,
-        endpoint: str,
-        below: str,
-        query: dict[str, str] | None = None,
-        *,
-        method: str = "GET",
-        body: object = None,
-    ) -> Answer:
-        return await self._api.call(endpoint, method, f"/{below}", query, body, about=About.CHAT)
+    async def _of_chat(self, endpoint: str, below: str, query: dict[str, str] | None = None) -> Answer:
+        return await self._api.call(endpoint, "GET", f"/{below}", query, about=About.CHAT)
 
     # money, and what the server does by itself
 

@@ -90,7 +90,6 @@ class ChatTail:
     """One follower's view of one chat, for one session."""
 
     def __init__(self, chat: ChatRef, session: int, resume: ResumePoint) -> None:
-        self.chat = chat
         self.session = session
         self._telling = Telling(chat, session, resume)
         self._connection = 0

@@ -269,8 +269,6 @@ class Follower:
                 reconnect = await self._send(self.tail.recheck(self._clock.now()))
             else:
                 await self._discover()  # poked
-                # A stream may be silent although its socket lives: REST tells, unless a frame does in a moment.
-                self._unheard = (self._chat.get("status") in IDLE) == self.tail.running
                 continue
             if reconnect is not None:
                 return reconnect
@@ -308,6 +306,8 @@ class Follower:
         except BaseException:
             self._look = True
             raise
+        # A stream may be silent although its socket lives: REST tells, unless a frame does in a moment.
+        self._unheard = (self._chat.get("status") in IDLE) == self.tail.running
         await self._send(self.tail.discovered(self._chat, self._clock.now()))
 
     async def _let_go(self, buffer: FrameBuffer) -> Followed | str | None:
