@@ -256,7 +256,7 @@ async def test_a_message_that_fits_no_frame_still_arrives(world: World) -> None:
 )
 async def test_a_server_that_will_not_answer_for_a_while(world: World, status: int, path: str) -> None:
     chat = await world.owner.create(STEPS)
-    async with while_running((await world.follower(chat)).run()):
+    async with world.worker():  # which takes the chat again, should it be let go before we look
         await spoken(world, chat)
         world.simulator.faults.add("answer", status=status, path=path, method="GET", seconds=0.6)
         world.simulator.cut(chat)
