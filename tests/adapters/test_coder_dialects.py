@@ -18,7 +18,7 @@ from relay.adapters.coder_answers import NOT_FOUND
 from relay.core.dialect import Dialect
 from relay.core.errors import ChatGone, ChatRefused, StreamEnded, Unauthorized, Unavailable
 from relay.ports import Budget, Retention
-from relay.programs.worker import watched_chats
+from relay.programs.discovery import watched_chats
 from tests.adapters.scripted_server import CHAT, CHATS, USER, Handler, answer, call, error_of, no_route, upstream_of
 
 CAPTURES = Path(__file__).parent.parent / "data" / "captures"

@@ -59,7 +59,7 @@ async def finished_chat(world: World, chat: UUID | None = None) -> UUID:
         await until(lambda: world.bus._queues["relay.archivist"].consumers)
         queue = world.bus._queues["relay.archivist"]
         await until(lambda: not queue and not any(len(consumer.unended) for consumer in queue.consumers))
-        assert worker.state.sweeps
+        assert worker.discovery.state.sweeps
     return chat
 
 

@@ -47,7 +47,7 @@ async def test_without_the_watch_sweeps_still_find_everything(world: World) -> N
     async with world.worker() as (worker, _):
         chats = await chats_of(world, 3, LONG)
         await until(lambda: worker.state.followed == set(chats))
-        assert not worker.state.watching
+        assert not worker.discovery.state.watching
         await idle(world, chats)
         await world.until_equal(*chats)
         await world.owner.send(chats[0], TALK)
@@ -58,7 +58,7 @@ async def test_without_the_watch_sweeps_still_find_everything(world: World) -> N
 
 async def test_without_sweeps_the_watch_still_tells(world: World) -> None:
     async with world.worker(sweep_seconds=3600.0) as (worker, _):
-        await until(lambda: worker.state.watching and worker.state.sweeps == 1)
+        await until(lambda: worker.discovery.state.watching and worker.discovery.state.sweeps == 1)
         chats = await chats_of(world, 3, LONG)
         await until(lambda: worker.state.followed == set(chats))
         await idle(world, chats)
@@ -80,7 +80,7 @@ async def test_a_watch_frame_that_cannot_be_read_harms_nobody(world: World, fram
         open_upstream(upstream_settings(world.simulator, max_frame_bytes=150_000)) as upstream,
         world.worker(upstream=upstream) as (worker, _),
     ):
-        await until(lambda: worker.state.watching)
+        await until(lambda: worker.discovery.state.watching)
         for watch in world.simulator.watches():
             await watch.inject(frame)
         (chat,) = await chats_of(world, 1)
@@ -184,7 +184,7 @@ async def test_a_token_that_is_refused_for_a_while(world: World) -> None:
         await until(lambda: said[-1][0] is True)
         await world.owner.wait_idle(chat)
         await world.until_equal(chat)
-        assert worker.state.sweeps > 0
+        assert worker.discovery.state.sweeps > 0
 
 
 @pytest.mark.parametrize("status", [403, 404])
@@ -208,7 +208,7 @@ async def test_a_server_that_is_away_is_said_and_comes_back(world: World) -> Non
         await until(lambda: said[-1][0])
         await world.owner.wait_idle(chat)
         await world.until_equal(chat)
-        await until(lambda: worker.state.watching)
+        await until(lambda: worker.discovery.state.watching)
 
 
 async def test_more_chats_than_streams(world: World) -> None:
