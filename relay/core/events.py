@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import reduce
-from typing import Literal, NotRequired, cast
-from uuid import UUID, uuid5
+from functools import cached_property, lru_cache, reduce
+from hashlib import sha1
+from typing import Any, Literal, NotRequired, cast
+from uuid import UUID
 
+import msgspec
 from typing_extensions import TypedDict
 
 from relay.core.errors import BadEvent
@@ -41,7 +43,7 @@ class Origin(StrEnum):
 NOBODY = UUID(int=0)  # where an id does not apply: a limit of a user belongs to no chat
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ChatRef:
     """Which chat, whose, where. `deployment` is the server's URL without a trailing slash."""
 
@@ -49,6 +51,39 @@ class ChatRef:
     chat_id: UUID
     owner_id: UUID
     root_chat_id: UUID
+
+    # What every event of a chat has in common is written once: a busy chat has thousands of them.
+
+    @cached_property
+    def key(self) -> str:
+        """The chat's id as text."""
+        return str(self.chat_id)
+
+    @cached_property
+    def routing_words(self) -> str:
+        """The last two words of its routing keys, `_` for `NOBODY`."""
+        return ".".join(str(key) if key != NOBODY else "_" for key in (self.owner_id, self.chat_id))
+
+    @cached_property
+    def source(self) -> str:
+        """CloudEvents `source`."""
+        return f"{self.deployment}/chats/{self.key}"
+
+    @cached_property
+    def wire_source(self) -> str:
+        """The attribute `source` as JSON."""
+        return encode_json(self.source).decode()
+
+    @cached_property
+    def wire_people(self) -> str:
+        """The attributes `ownerid` and `rootchatid` as JSON."""
+        return f'"ownerid":"{self.owner_id}","rootchatid":"{self.root_chat_id}"'
+
+    @cached_property
+    def id_prefix(self) -> bytes:
+        """How the names of its event ids begin: the namespace of all of them, then JSON."""
+        head = json.dumps([self.deployment, self.key], ensure_ascii=True, separators=(",", ":"))
+        return _NAMESPACE.bytes + head.removesuffix("]").encode()
 
 
 # --- data, by type -------------------------------------------------------------------------------------------------
@@ -333,24 +368,21 @@ class Event:
     @property
     def routing_key(self) -> str:
         """`<family>.<event>.<detail>.<owner_id>.<chat_id>`, lower case, always five words, `_` for `NOBODY`."""
-        owner, chat = (str(key) if key != NOBODY else "_" for key in (self.chat.owner_id, self.chat.chat_id))
-        return f"{self.family}.{self.event}.{routing_word(self.detail)}.{owner}.{chat}"
+        return f"{self.family}.{self.event}.{routing_word(self.detail)}.{self.chat.routing_words}"
 
     @property
     def type(self) -> str:
         """CloudEvents `type`: `io.chatrelay.<family>.<event>[.<detail>].v1`."""
-        row = _BY_NAME[self.family, self.event]
-        detail = f".{self.detail}" if row.detail_in_type else ""
-        return f"io.chatrelay.{self.family}.{self.event}{detail}.v1"
+        return _type_of(self.family, self.event, self.detail)
 
     def envelope(self) -> JsonObject:
         """The CloudEvents 1.0 document in structured mode."""
         return {
             "specversion": "1.0",
             "id": str(self.id),
-            "source": f"{self.chat.deployment}/chats/{self.chat.chat_id}",
+            "source": self.chat.source,
             "type": self.type,
-            "subject": self.subject or str(self.chat.chat_id),
+            "subject": self.subject or self.chat.key,
             "time": self.time,
             "datacontenttype": "application/json",
             "dataschema": f"urn:chatrelay:schema:{self.type.removeprefix('io.chatrelay.')}",
@@ -365,8 +397,42 @@ class Event:
         }
 
     def encode(self) -> bytes:
-        """The body on the wire: UTF-8 JSON, no needless spaces."""
-        return encode_json(self.envelope())
+        """The body on the wire: `envelope` as UTF-8 JSON, no needless spaces.
+
+        Written by hand around `data`, since nearly all of it is the same from event to event.
+        """
+        name, chat, trace = str(self.id), self.chat, self.id.hex
+        subject = encode_json(self.subject).decode() if self.subject else f'"{chat.key}"'
+        head = (
+            f'{{"specversion":"1.0","id":"{name}","source":{chat.wire_source},"type":{_wire_type(self.type)},'
+            f'"subject":{subject},"time":{_wire_text(self.time)},"datacontenttype":"application/json",'
+            f'"dataschema":{_wire_schema(self.type)},"session":{self.session},"position":{self.position},'
+            f'"origin":"{self.origin.value}",{chat.wire_people},"traceparent":"00-{trace}-{trace[16:]}-00","data":'
+        )
+        return b"".join((head.encode(), encode_json(self.data), b"}"))
+
+
+@lru_cache(maxsize=1024)
+def _type_of(family: str, event: str, detail: str) -> str:
+    tail = f".{detail}" if _BY_NAME[family, event].detail_in_type else ""
+    return f"io.chatrelay.{family}.{event}{tail}.v1"
+
+
+@lru_cache(maxsize=1024)
+def _wire_type(name: str) -> str:
+    return encode_json(name).decode()
+
+
+@lru_cache(maxsize=1024)
+def _wire_schema(name: str) -> str:
+    return encode_json(f"urn:chatrelay:schema:{name.removeprefix('io.chatrelay.')}").decode()
+
+
+def _wire_text(text: str) -> str:
+    return f'"{text}"' if _PLAIN.fullmatch(text) else encode_json(text).decode()
+
+
+_PLAIN = re.compile(r"[0-9T:.Z+-]*", re.ASCII)  # as time stamps are: nothing that JSON escapes
 
 
 def decode_event(body: bytes, routing_key: str) -> Event:
@@ -378,7 +444,7 @@ def decode_event(body: bytes, routing_key: str) -> Event:
         BadEvent: It is not one of ours; the text says what is wrong with it.
     """
     try:
-        document = json.loads(body)
+        document = cast(dict[str, Any], parse_json(body.decode()))
         family, event, detail, owner, _ = routing_key.split(".")
         deployment, _, chat_id = document["source"].rpartition("/chats/")
         owner_id = UUID(owner) if owner != "_" else NOBODY
@@ -411,8 +477,10 @@ def event_id(chat: ChatRef, kind: str, *source: object) -> UUID:
     `source` may hold strings, integers, None and lists of them. Different inputs give different names: they are
     written as JSON, in which no value can run into the next.
     """
-    name = json.dumps([chat.deployment, str(chat.chat_id), kind, *source], ensure_ascii=True, separators=(",", ":"))
-    return uuid5(_NAMESPACE, name)
+    rest = _NAMES.encode([kind, *source])
+    # uuid5, as the standard library makes it of `[deployment, chat, kind, *source]`.
+    digest = sha1(b"%b,%b" % (chat.id_prefix, rest[1:].encode()), usedforsecurity=False).digest()
+    return UUID(bytes=digest[:16], version=5)
 
 
 def parse_json(text: str) -> object:
@@ -422,7 +490,11 @@ def parse_json(text: str) -> object:
         ValueError: It is not JSON, or nested deeper than could be written again.
     """
     try:
-        value: object = json.loads(text, parse_float=_number, parse_constant=_no_number)
+        try:
+            value: object = _DECODER.decode(text)
+        except (ValueError, RecursionError):
+            # Half surrogate pairs and very large numbers, which the fast decoder refuses; and what is not JSON.
+            value = json.loads(text, parse_float=_number, parse_constant=_no_number)
         if text.count("[") + text.count("{") > _DEPTH_TO_SPARE:
             json.dumps(reduce(lambda inner, _: [inner], range(_DEPTH_TO_SPARE), value))
     except RecursionError as exc:
@@ -430,6 +502,9 @@ def parse_json(text: str) -> object:
     return value
 
 
+_NAMES = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"))
+_DECODER = msgspec.json.Decoder()
+_ENCODER = msgspec.json.Encoder()
 _DEPTH_TO_SPARE = 150  # what is parsed goes out inside of more, and from deeper in the program
 
 
@@ -444,13 +519,13 @@ def _no_number(text: str) -> object:
 
 def encode_json(value: object) -> bytes:
     """JSON as UTF-8. Half surrogate pairs, which UTF-8 cannot hold, stay escaped as upstream sent them."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     try:
-        return text.encode()
+        return _ENCODER.encode(value)
     except UnicodeEncodeError:
         return json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode()
 
 
+@lru_cache(maxsize=1024)
 def routing_word(value: str) -> str:
     """`value` as one word of a routing key: lower case, anything but letters, digits, `-` and `_` made `_`.
 
@@ -481,6 +556,12 @@ def to_utc(stamp: str) -> str | None:
     match = _RFC3339.fullmatch(stamp)
     if match is None:
         return None
+    if stamp.endswith("Z") and stamp[10] == "T":
+        try:
+            datetime.fromisoformat(stamp[:19])
+        except ValueError:
+            return None
+        return stamp
     seconds, fraction, zone = match.groups()
     try:
         moment = datetime.fromisoformat(seconds + zone.upper().replace("Z", "+00:00")).astimezone(UTC)

@@ -9,60 +9,64 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import cast
 
+import msgspec
+
 from relay.core.errors import BadFrame
-from relay.core.events import ChatErrorData, JsonObject, parse_json, plain_text
+from relay.core.events import ChatErrorData, JsonObject, parse_json
 
 COMPACTION_TOOL = "chat_summarized"  # the server's own call and result around a summary; no model or user asked for it
+
+
+_NONE: frozenset[str] = frozenset()
 
 
 class Message:
     """A durable message, its upstream object kept whole in `raw`."""
 
+    __slots__ = ("_parts", "calls", "compaction", "id", "raw", "results", "role", "text")
+
     def __init__(self, raw: JsonObject) -> None:
         """Raises TypeError when `raw` has no integer `id` or no `role`."""
-        if type(raw.get("id")) is not int or not isinstance(raw.get("role"), str):
+        message_id, role = raw.get("id"), raw.get("role")
+        if type(message_id) is not int or not isinstance(role, str):
             raise TypeError("a message needs an integer id and a role")
         self.raw = raw
-        self.id = cast(int, raw["id"])
-        self.role = cast(str, raw["role"])
+        self.id = message_id
+        self.role = role
+        self.text = ""  # all text parts joined
+        self.calls: frozenset[str] = _NONE  # tool calls that want a `tool` message: the provider's own do not
+        self.results: frozenset[str] = _NONE  # tool calls that it answers
+        self.compaction = False  # True for the visible traces of a compaction
+        content = raw.get("content")
+        self._parts: list[object] = content if isinstance(content, list) else []
+        # One pass: each message comes by here, and what is read of it is read more than once.
+        for part in self._parts:
+            if not isinstance(part, dict):
+                continue
+            kind = part.get("type")
+            if kind == "text":
+                text = part.get("text")
+                if isinstance(text, str):
+                    self.text = self.text + text if self.text else text
+            elif kind == "tool-call":
+                if not part.get("provider_executed"):
+                    self.calls |= {str(part.get("tool_call_id"))}
+            elif kind == "tool-result":
+                self.results |= {str(part.get("tool_call_id"))}
+            if part.get("tool_name") == COMPACTION_TOOL:
+                self.compaction = True
 
-    @cached_property
+    @property
     def parts(self) -> list[JsonObject]:
         """Its parts; a message without content has none."""
-        content = self.raw.get("content")
-        return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+        return [part for part in self._parts if isinstance(part, dict)]
 
-    @cached_property
-    def text(self) -> str:
-        """All text parts joined."""
-        return plain_text(self.raw)
-
-    @cached_property
+    @property
     def reasoning(self) -> str:
         """All reasoning parts joined."""
         return "".join(text_of(part, "text") for part in self.parts if part.get("type") == "reasoning")
-
-    @cached_property
-    def calls(self) -> frozenset[str]:
-        """Ids of the tool calls that want a `tool` message: those the provider ran itself do not."""
-        return frozenset(
-            str(part.get("tool_call_id"))
-            for part in self.parts
-            if part.get("type") == "tool-call" and not part.get("provider_executed")
-        )
-
-    @cached_property
-    def results(self) -> frozenset[str]:
-        """Ids of the tool calls that it answers."""
-        return frozenset(str(part.get("tool_call_id")) for part in self.parts if part.get("type") == "tool-result")
-
-    @cached_property
-    def compaction(self) -> bool:
-        """True for the visible traces of a compaction."""
-        return any(part.get("tool_name") == COMPACTION_TOOL for part in self.parts)
 
     @property
     def usage(self) -> Mapping[str, object] | None:
@@ -75,21 +79,19 @@ class Message:
         """As upstream wrote it; empty when absent."""
         return str(self.raw.get("created_at") or "")
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """Of the content: a promoted prompt has that of its queue entry."""
         return content_digest(self.raw.get("content"))
 
 
-@dataclass(frozen=True, slots=True)
-class MessageSeen:
+class MessageSeen(msgspec.Struct, frozen=True):
     """A durable message."""
 
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class PartSeen:
+class PartSeen(msgspec.Struct, frozen=True):
     """A live part. From 2.35 on it has coordinates: `episode` is (history version, generation attempt), `seq` counts
     within it from 1."""
 
@@ -115,23 +117,20 @@ class PartSeen:
         return self.kind == "tool-result" and not self.part.get("provider_executed")
 
 
-@dataclass(frozen=True, slots=True)
-class StatusSeen:
+class StatusSeen(msgspec.Struct, frozen=True):
     """A status, perhaps the one before once more. `revision`: history version it goes with, from about 2.38 on."""
 
     status: str
     revision: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorSeen:
+class ErrorSeen(msgspec.Struct, frozen=True):
     """Upstream's `error` event: of the turn, or of the stream."""
 
     error: ChatErrorData
 
 
-@dataclass(frozen=True, slots=True)
-class RetrySeen:
+class RetrySeen(msgspec.Struct, frozen=True):
     """Upstream will repeat a model call."""
 
     attempt: int
@@ -139,32 +138,27 @@ class RetrySeen:
     raw: JsonObject
 
 
-@dataclass(frozen=True, slots=True)
-class QueueSeen:
+class QueueSeen(msgspec.Struct, frozen=True):
     """The whole queue."""
 
     entries: list[JsonObject]
 
 
-@dataclass(frozen=True, slots=True)
-class ActionSeen:
+class ActionSeen(msgspec.Struct, frozen=True):
     """The chat waits for the results of these tool calls, which the client has to run."""
 
     calls: list[JsonObject]
 
 
-@dataclass(frozen=True, slots=True)
-class HistoryResetSeen:
+class HistoryResetSeen(msgspec.Struct, frozen=True):
     """The messages that follow, up to the first other event, are the whole history."""
 
 
-@dataclass(frozen=True, slots=True)
-class PreviewResetSeen:
+class PreviewResetSeen(msgspec.Struct, frozen=True):
     """History moved on, or the model call is made again. Ends what a connection begins with."""
 
 
-@dataclass(frozen=True, slots=True)
-class UnknownSeen:
+class UnknownSeen(msgspec.Struct, frozen=True):
     """An event type that this version does not know."""
 
     type: str

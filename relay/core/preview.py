@@ -130,20 +130,20 @@ class LiveText:
         if message.compaction:
             return []
         told: list[Told] = [] if self._steps else self._held_as_new()
-        text, reasoning = "", ""
+        text, reasoning, whole_reasoning = "", "", message.reasoning
         step = self._ended_by(message)
         if step is not None:
             self.ended.append(step.number)
             text, reasoning = step.told_text("text"), step.told_text("reasoning")
             # A provider may keep the opening chunk of a reasoning block to itself: the rest of it is no gap.
-            whole = message.text.startswith(text) and reasoning in message.reasoning
+            whole = message.text.startswith(text) and reasoning in whole_reasoning
             if not whole:
                 told.append(Reset(step.number, "gap"))
         self._stored_calls |= {str(p["tool_call_id"]) for p in message.parts if p.get("tool_call_id")}
         self._held.clear()
         self._late = {
             "text": message.text[len(text) :] if message.text.startswith(text) else "",
-            "reasoning": message.reasoning[len(reasoning) :] if message.reasoning.startswith(reasoning) else "",
+            "reasoning": whole_reasoning[len(reasoning) :] if whole_reasoning.startswith(reasoning) else "",
         }
         return told
 

@@ -4,6 +4,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import cast
 
+import msgspec
+
 from relay.core.events import TokenUsage
 from relay.core.frames import Message
 
@@ -17,8 +19,7 @@ _COUNTS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
+class _Line(msgspec.Struct, frozen=True):
     role: str
     calls: frozenset[str]
     results: frozenset[str]
@@ -38,10 +39,8 @@ class Turn:
         if message.id < self.id or message.compaction:
             return
         usage = message.usage
-        counts = {key: value for key in _COUNTS if usage and isinstance(value := usage.get(key), int)}
-        self._lines[message.id] = _Line(
-            message.role, message.calls, message.results, message.created_at, None if usage is None else counts
-        )
+        counts = None if usage is None else {key: value for key in _COUNTS if isinstance(value := usage.get(key), int)}
+        self._lines[message.id] = _Line(message.role, message.calls, message.results, message.created_at, counts)
 
     @property
     def message_ids(self) -> list[int]:
