@@ -14,7 +14,7 @@ from enum import StrEnum
 from functools import cached_property, lru_cache, reduce
 from hashlib import sha1
 from typing import Any, Literal, NotRequired, cast
-from uuid import UUID
+from uuid import UUID, SafeUUID
 
 import msgspec
 from typing_extensions import TypedDict
@@ -477,10 +477,22 @@ def event_id(chat: ChatRef, kind: str, *source: object) -> UUID:
     `source` may hold strings, integers, None and lists of them. Different inputs give different names: they are
     written as JSON, in which no value can run into the next.
     """
-    rest = _NAMES.encode([kind, *source])
+    if kind == "message" and len(source) == 1 and type(source[0]) is int:
+        rest = b'"message",%d]' % source[0]  # nearly all are: what the encoder says, in a tenth of its time
+    else:
+        rest = _NAMES.encode([kind, *source])[1:].encode()
     # uuid5, as the standard library makes it of `[deployment, chat, kind, *source]`.
-    digest = sha1(b"%b,%b" % (chat.id_prefix, rest[1:].encode()), usedforsecurity=False).digest()
-    return UUID(bytes=digest[:16], version=5)
+    digest = sha1(b"%b,%b" % (chat.id_prefix, rest), usedforsecurity=False).digest()
+    number = int.from_bytes(digest[:16], "big") & _NO_VERSION | _VERSION_5
+    # What `UUID(int=number)` comes to, without its checks of all that it may be given.
+    key = object.__new__(UUID)
+    object.__setattr__(key, "int", number)
+    object.__setattr__(key, "is_safe", SafeUUID.unknown)
+    return key
+
+
+_VERSION_5 = 5 << 76 | 1 << 63
+_NO_VERSION = (1 << 128) - 1 & ~(0xF << 76 | 0b11 << 62)
 
 
 def parse_json(text: str) -> object:

@@ -25,7 +25,7 @@ _NONE: frozenset[str] = frozenset()
 class Message:
     """A durable message, its upstream object kept whole in `raw`."""
 
-    __slots__ = ("_parts", "calls", "compaction", "id", "raw", "results", "role", "text")
+    __slots__ = ("calls", "compaction", "id", "parts", "raw", "reasoning", "results", "role", "text")
 
     def __init__(self, raw: JsonObject) -> None:
         """Raises TypeError when `raw` has no integer `id` or no `role`."""
@@ -36,20 +36,26 @@ class Message:
         self.id = message_id
         self.role = role
         self.text = ""  # all text parts joined
+        self.reasoning = ""  # all reasoning parts joined
         self.calls: frozenset[str] = _NONE  # tool calls that want a `tool` message: the provider's own do not
         self.results: frozenset[str] = _NONE  # tool calls that it answers
         self.compaction = False  # True for the visible traces of a compaction
+        self.parts: list[JsonObject] = []  # a message without content has none
         content = raw.get("content")
-        self._parts: list[object] = content if isinstance(content, list) else []
         # One pass: each message comes by here, and what is read of it is read more than once.
-        for part in self._parts:
+        for part in content if isinstance(content, list) else ():
             if not isinstance(part, dict):
                 continue
+            self.parts.append(part)
             kind = part.get("type")
-            if kind == "text":
+            if kind == "text" or kind == "reasoning":  # noqa: PLR1714  # the hot path: no set is made for it
                 text = part.get("text")
-                if isinstance(text, str):
-                    self.text = self.text + text if self.text else text
+                if not isinstance(text, str):
+                    pass
+                elif kind == "text":
+                    self.text += text
+                else:
+                    self.reasoning += text
             elif kind == "tool-call":
                 if not part.get("provider_executed"):
                     self.calls |= {str(part.get("tool_call_id"))}
@@ -57,16 +63,6 @@ class Message:
                 self.results |= {str(part.get("tool_call_id"))}
             if part.get("tool_name") == COMPACTION_TOOL:
                 self.compaction = True
-
-    @property
-    def parts(self) -> list[JsonObject]:
-        """Its parts; a message without content has none."""
-        return [part for part in self._parts if isinstance(part, dict)]
-
-    @property
-    def reasoning(self) -> str:
-        """All reasoning parts joined."""
-        return "".join(text_of(part, "text") for part in self.parts if part.get("type") == "reasoning")
 
     @property
     def usage(self) -> Mapping[str, object] | None:
@@ -265,12 +261,19 @@ def has_episodes(events: Sequence[Seen], *, first_of_connection: bool = False) -
     """
     if first_of_connection and events and isinstance(events[0], MessageSeen | QueueSeen):
         return True
-    return any(
-        isinstance(seen, PreviewResetSeen | HistoryResetSeen)
-        or (isinstance(seen, PartSeen) and seen.episode is not None)
-        or (isinstance(seen, StatusSeen) and seen.revision is not None)
-        for seen in events
-    )
+    for seen in events:
+        match seen:
+            case MessageSeen():
+                pass
+            case PartSeen():
+                if seen.episode is not None:
+                    return True
+            case StatusSeen():
+                if seen.revision is not None:
+                    return True
+            case PreviewResetSeen() | HistoryResetSeen():
+                return True
+    return False
 
 
 def action_call(call: object) -> JsonObject:

@@ -24,8 +24,10 @@ class History:
 
     def is_gone(self, message: Message) -> bool:
         """It was edited away: whoever still speaks of it is late."""
-        read = any(lowest <= message.id < highest for lowest, highest in self._read)
-        return message.id in self._gone or (read and message.id not in self.known)
+        if message.id in self._gone:
+            return True
+        read = bool(self._read) and any(lowest <= message.id < highest for lowest, highest in self._read)
+        return read and message.id not in self.known
 
     def forget_reads(self) -> None:
         """A new connection shows what there is now."""

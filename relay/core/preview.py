@@ -130,20 +130,20 @@ class LiveText:
         if message.compaction:
             return []
         told: list[Told] = [] if self._steps else self._held_as_new()
-        text, reasoning, whole_reasoning = "", "", message.reasoning
+        text, reasoning = "", ""
         step = self._ended_by(message)
         if step is not None:
             self.ended.append(step.number)
             text, reasoning = step.told_text("text"), step.told_text("reasoning")
             # A provider may keep the opening chunk of a reasoning block to itself: the rest of it is no gap.
-            whole = message.text.startswith(text) and reasoning in whole_reasoning
+            whole = message.text.startswith(text) and reasoning in message.reasoning
             if not whole:
                 told.append(Reset(step.number, "gap"))
         self._stored_calls |= {str(p["tool_call_id"]) for p in message.parts if p.get("tool_call_id")}
         self._held.clear()
         self._late = {
             "text": message.text[len(text) :] if message.text.startswith(text) else "",
-            "reasoning": whole_reasoning[len(reasoning) :] if whole_reasoning.startswith(reasoning) else "",
+            "reasoning": message.reasoning[len(reasoning) :] if message.reasoning.startswith(reasoning) else "",
         }
         return told
 
@@ -357,6 +357,37 @@ def shed(events: Iterable[Event], ended: Sequence[int]) -> list[Event]:
         for event in events
         if not (event.transient and event.detail != "reset" and _preview(event)["step"] in ended)
     ]
+
+
+class Muting:
+    """Leaves previews out when there is no room for them.
+
+    Once one of a step is left out, all later ones of that step are: what was told of it stays a prefix, and no reset
+    is needed. A reset goes out always, and lets its step be told again: it begins anew.
+    """
+
+    def __init__(self) -> None:
+        self._muted: set[int] = set()
+
+    def sift(self, events: Sequence[Event], granted: int) -> list[Event]:
+        """The events that go out, at most `granted` previews among them."""
+        kept: list[Event] = []
+        for event in events:
+            if event.transient:
+                step = _preview(event)["step"]
+                if event.detail == "reset":
+                    self._muted.discard(step)
+                elif step in self._muted or not granted:
+                    # Steps come to an end, and their numbers do not come back.
+                    self._muted = {number for number in self._muted if number > step - _STEPS_AT_ONCE} | {step}
+                    continue
+                else:
+                    granted -= 1
+            kept.append(event)
+        return kept
+
+
+_STEPS_AT_ONCE = 16  # more than can be without their message
 
 
 def _merged(before: Event, event: Event) -> Event | None:

@@ -111,13 +111,12 @@ class ChatTail:
         self._turn: Turn | None = Turn(resume.open) if resume.open is not None else None
         self._streamed = resume.turn  # the last user message that the stream has shown: REST may be ahead of it
         self._idle_seen = resume.idle_seen
-        self._newest_text: str | None = None  # of the newest assistant message seen
         self._error = resume.error
         self._failed = resume.idle_seen and resume.status == "error"
         self._upstream_status: str | None = None  # last one observed on this connection
         self._queue = PromptQueue(resume.queue, resume.queue_max, resume.left)
         self._armed = False  # a live prompt came while the queue was empty: an empty queue_update now means an edit
-        self._asked_for: list[JsonObject] = []  # calls of the newest assistant message
+        self._newest: Message | None = None  # the newest assistant message seen
         self._history_version: int | None = resume.revision
         self._turn_revision = resume.revision
         self._doubt = resume.doubt
@@ -422,7 +421,8 @@ class ChatTail:
         if not parts or self._upstream_status in IDLE or self._upstream_status == "pending":
             return  # of a run that is over: the messages tell it better
         stored = self._turn.calls if self._turn else frozenset[str]()
-        self._telling.previews(self._live.snapshot(parts, stored_calls=stored, newest_text=self._newest_text))
+        newest = self._newest.text if self._newest is not None else None
+        self._telling.previews(self._live.snapshot(parts, stored_calls=stored, newest_text=newest))
 
     # --- live events --------------------------------------------------------------------------------------------------
 
@@ -490,7 +490,7 @@ class ChatTail:
             self._batch.replays += 1
             if self._turn is not None:
                 self._turn.add(message)
-            self._note_text(message)
+            self._note_newest(message)
             return True
         if message.role == "user":
             promoted = self._queue.promoted(message)
@@ -521,13 +521,12 @@ class ChatTail:
         if message.role == "assistant":
             self._telling.previews(self._live.stored(message))
             self._armed = False
-        self._note_text(message)
+        self._note_newest(message)
         self._telling.message(message)
 
-    def _note_text(self, message: Message) -> None:
+    def _note_newest(self, message: Message) -> None:
         if message.role == "assistant" and not message.compaction:
-            self._newest_text = message.text
-            self._asked_for = [part for part in message.parts if part.get("tool_call_id") in message.calls]
+            self._newest = message
 
     def _take_part(self, seen: PartSeen) -> None:
         if isinstance(self._live, EpisodeText):
@@ -605,8 +604,9 @@ class ChatTail:
     def _late_action(self) -> None:
         """Who joins a waiting chat is not told what it waits for, up to 2.34: the last message's unanswered calls."""
         answered = self._turn.answered if self._turn is not None else frozenset[str]()
-        calls = [action_of(part) for part in self._asked_for if part["tool_call_id"] not in answered]
-        if calls:
+        open_calls = self._newest.calls - answered if self._newest is not None else frozenset[str]()
+        if self._newest is not None and open_calls:
+            calls = [action_of(part) for part in self._newest.parts if part.get("tool_call_id") in open_calls]
             self._telling.action(calls)
 
     # --- REST answers -------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """One turn: a user message and all that answers it."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -24,7 +25,7 @@ class _Line(msgspec.Struct, frozen=True):
     calls: frozenset[str]
     results: frozenset[str]
     created_at: str
-    usage: dict[str, int] | None
+    usage: Mapping[str, object] | None
 
 
 @dataclass(slots=True)
@@ -38,9 +39,7 @@ class Turn:
         """Take in a message, unless it is older than the turn or a trace of compaction, which belongs to no turn."""
         if message.id < self.id or message.compaction:
             return
-        usage = message.usage
-        counts = None if usage is None else {key: value for key in _COUNTS if isinstance(value := usage.get(key), int)}
-        self._lines[message.id] = _Line(message.role, message.calls, message.results, message.created_at, counts)
+        self._lines[message.id] = _Line(message.role, message.calls, message.results, message.created_at, message.usage)
 
     @property
     def message_ids(self) -> list[int]:
@@ -57,7 +56,8 @@ class Turn:
         """Sums over its steps; a kind that no step reported is absent."""
         total: Counter[str] = Counter()
         for line in self._lines.values():
-            total.update(line.usage or {})
+            if line.usage:
+                total.update({key: value for key in _COUNTS if isinstance(value := line.usage.get(key), int)})
         return cast(TokenUsage, dict(total))
 
     @property

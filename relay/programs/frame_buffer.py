@@ -6,16 +6,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from relay.core.errors import StreamEnded
+from relay.programs.pressure import Pressure
 
 
 class FrameBuffer:
-    """Read ahead of a stream, bounded by count and by size.
+    """Read ahead of a stream, bounded by count and by size, and with those of other streams by size.
 
     That frames wait here is the sign of a slow broker: whoever takes them gets all at once and can join their
     previews.
     """
 
-    def __init__(self, *, frames: int, characters: int) -> None:
+    def __init__(self, pressure: Pressure, *, frames: int, characters: int) -> None:
+        self._pressure = pressure
         self._limit = frames
         self._characters = characters
         self._waiting: deque[str] = deque()
@@ -54,10 +56,14 @@ class FrameBuffer:
             self._reader.result()
             raise StreamEnded("the stream ended", "network_error")
         frames = list(self._waiting)
+        self._empty()
+        return frames
+
+    def _empty(self) -> None:
         self._waiting.clear()
+        self._pressure.wait(-self._size)
         self._size = 0
         self._room.set()
-        return frames
 
     @property
     def _ended(self) -> bool:
@@ -68,7 +74,8 @@ class FrameBuffer:
             await self._room.wait()
             self._waiting.append(frame)
             self._size += len(frame)
-            if len(self._waiting) >= self._limit or self._size >= self._characters:
+            self._pressure.wait(len(frame))
+            if len(self._waiting) >= self._limit or self._size >= self._characters or not self._pressure.room:
                 self._room.clear()
             self._changed.set()
 
@@ -82,3 +89,4 @@ class FrameBuffer:
         finally:
             self._reader.cancel()
             await asyncio.wait([self._reader])
+            self._empty()

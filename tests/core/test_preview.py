@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.core.events import Event
-from relay.core.preview import coalesce, shed
+from relay.core.preview import Muting, coalesce, shed
 from tests.core.frames import (
     Json,
     Tail,
@@ -633,3 +633,55 @@ def test_a_new_call_behind_the_repetition_is_of_the_same_run() -> None:
     tail.reconnect(status("running"), live(whole("c1")), msg(user(1)))
     tail.feed(live(whole("c2")))
     assert told(tail.all, "preview") == ["tool-call 0+0 c1", "tool-call 0+0 c2"]
+
+
+def test_a_step_with_a_preview_left_out_stays_a_prefix() -> None:
+    muting = Muting()
+    tail = running()
+    events = tail.feed(text("a"), msg(message(50, "tool")), text("b", "c"))
+    assert told(muting.sift(events, 2)) == ["text 0+0 a", "message 50", "text 0+1 b"]
+    assert told(muting.sift(tail.feed(text("d")), 9)) == [], "c is missing before it"
+
+
+def test_a_reset_goes_out_with_no_room_and_its_step_is_told_again() -> None:
+    muting = Muting()
+    tail = running()
+    assert muting.sift(tail.feed(text("a")), 0) == []
+    assert told(muting.sift(tail.feed([retry(1)]), 0)) == ["retry scheduled", "reset 0 retry"]
+    assert told(muting.sift(tail.feed(text("b")), 1)) == ["text 0+0 b"]
+
+
+def test_the_next_step_is_told_again() -> None:
+    muting = Muting()
+    tail = running()
+    muting.sift(tail.feed(text("a")), 0)
+    events = tail.feed(msg(assistant(2, "a", call("c"))), msg(tool(3, "c")), text("b"))
+    assert told(muting.sift(events, 1)) == ["message 2", "message 3", "text 1+0 b"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["text", "reasoning", "message", "retry"]), st.integers(0, 3)), max_size=30))
+def test_whatever_is_left_out_what_goes_out_is_a_prefix(pieces: list[tuple[str, int]]) -> None:
+    muting, tail = Muting(), running()
+    upstream: dict[tuple[int, str], str] = {}
+    heard: dict[tuple[int, str], str] = {}
+    for at, (kind, granted) in enumerate(pieces):
+        match kind:
+            case "message":
+                events = tail.feed(msg(message(100 + at, "tool")))
+            case "retry":
+                events = tail.feed([retry(at + 1)])
+            case _:
+                events = tail.feed(live(part(kind, f"<{at}>")))
+        kept = muting.sift(events, granted)
+        assert sum(one.transient and one.detail != "reset" for one in kept) <= granted
+        assert [one for one in kept if not one.transient] == [one for one in events if not one.transient]
+        for said, of in ((upstream, events), (heard, kept)):
+            for one in of:
+                data: dict[str, Any] = data_of(one)
+                if one.detail == "reset":
+                    said.clear()
+                elif one.transient:
+                    key = (data["step"], one.detail)
+                    assert data["offset"] == len(said.get(key, ""))
+                    said[key] = said.get(key, "") + data["part"]["text"]
+        assert all(upstream[key].startswith(text) for key, text in heard.items())

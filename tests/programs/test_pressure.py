@@ -1,0 +1,83 @@
+"""What followers share: frames that wait are bounded over all of them, previews have an allowance."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+from prometheus_client import REGISTRY
+
+from relay.programs.frame_buffer import FrameBuffer
+from relay.programs.pressure import Pressure
+from tests.programs.world import until
+
+
+class Hands:
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self.seconds, UTC)
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    async def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+class Socket:
+    """Frames without end, and how many of them were read."""
+
+    def __init__(self, size: int) -> None:
+        self.read = 0
+        self._size = size
+
+    async def frames(self) -> AsyncIterator[str]:
+        while True:
+            self.read += 1
+            yield "x" * self._size
+            await asyncio.sleep(0)
+
+
+def pressure(characters: int = 1000, previews_per_second: float = 10.0, clock: Hands | None = None) -> Pressure:
+    return Pressure(clock or Hands(), characters=characters, previews_per_second=previews_per_second)
+
+
+async def test_frames_of_all_followers_together_are_bounded() -> None:
+    shared = pressure(characters=1000)
+    sockets = [Socket(100) for _ in range(8)]
+    buffers = [FrameBuffer(shared, frames=512, characters=10**6) for _ in sockets]
+    async with asyncio.TaskGroup() as group:
+        holding = [group.create_task(_hold(buffer, socket)) for buffer, socket in zip(buffers, sockets, strict=True)]
+        await until(lambda: not shared.room)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        waiting = REGISTRY.get_sample_value("relay_frames_waiting_characters")
+        assert waiting is not None
+        assert 1000 <= waiting <= 1000 + 100 * len(sockets), "each may hold one frame beyond the limit"
+        read = [socket.read for socket in sockets]
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert [socket.read for socket in sockets] == read, "sockets are not read"
+        assert await buffers[0].take(1.0), "who takes its frames has room again"
+        await until(lambda: sockets[0].read > read[0])
+        for task in holding:
+            task.cancel()
+    assert REGISTRY.get_sample_value("relay_frames_waiting_characters") == 0, "what was not taken is forgotten"
+
+
+async def _hold(buffer: FrameBuffer, socket: Socket) -> None:
+    async with buffer.filled_from(socket.frames()):
+        await asyncio.Event().wait()
+
+
+def test_previews_have_an_allowance_that_grows_with_time() -> None:
+    clock = Hands()
+    shared = pressure(previews_per_second=10.0, clock=clock)
+    assert [shared.previews(8), shared.previews(8), shared.previews(8)] == [8, 2, 0]
+    clock.seconds += 0.5
+    assert shared.previews(8) == 5
+    clock.seconds += 3600
+    assert shared.previews(100) == 10, "no more than a second's worth is saved up"
