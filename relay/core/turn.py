@@ -1,6 +1,5 @@
 """One turn: a user message and all that answers it."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
@@ -54,11 +53,13 @@ class Turn:
     @property
     def usage(self) -> TokenUsage:
         """Sums over its steps; a kind that no step reported is absent."""
-        total: Counter[str] = Counter()
+        total: dict[str, int] = {}
         for line in self._lines.values():
-            if line.usage:
-                total.update({key: value for key in _COUNTS if isinstance(value := line.usage.get(key), int)})
-        return cast(TokenUsage, dict(total))
+            usage = line.usage or {}
+            for key in _COUNTS:
+                if isinstance(value := usage.get(key), int):
+                    total[key] = total.get(key, 0) + value
+        return cast(TokenUsage, total)
 
     @property
     def calls(self) -> frozenset[str]:
