@@ -1,15 +1,17 @@
 """A connection to RabbitMQ that is opened when it is needed, and again after it was lost.
 
-Messages are aio-pika's; connections and channels are those of aiormq, the engine inside of it. aio-pika's robust
-connection reconnects in the dark, and its plain one adds no more than names, while what matters here (who was told of a
-loss, a return, a cancelled consumer) is aiormq's.
+Connections and channels are those of aiormq, the engine inside of aio-pika. aio-pika's robust connection reconnects in
+the dark, and its plain one adds no more than names, while what matters here (who was told of a loss, a return, a
+cancelled consumer) is aiormq's.
 """
 
 import asyncio
+import contextlib
 import logging
 import platform
+import random
 import ssl
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -17,8 +19,7 @@ from typing import Any, TypeVar
 import aiormq
 import structlog
 from aiormq.abc import AbstractChannel, AbstractConnection
-from aiormq.connection import TCPTransportFactory, TLSTransportFactory
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 from yarl import URL
 
 from relay.core.errors import Unavailable, WrongSettings
@@ -35,6 +36,11 @@ RECONNECTS = Counter(
 )
 for _reason in ("closed_by_broker", "heartbeat", "network_error", "auth_error"):
     RECONNECTS.labels(_reason)
+
+BLOCKED = Gauge(
+    "relay_broker_blocked",
+    "1 while RabbitMQ blocks publishers. A rise means that it is short of memory or disk: nothing is published.",
+)
 
 # What aiormq raises when the other side fails.
 FAILURES = (aiormq.AMQPError, aiormq.ChannelInvalidStateError, OSError)
@@ -57,7 +63,8 @@ async def ask(call: Coroutine[Any, Any, T], seconds: float) -> T:
         await asyncio.wait([task], timeout=seconds)
     finally:
         if not task.done():
-            _leave_behind(task)
+            task.cancel()  # and no waiting for it: on a full socket aiormq ends a call only when the connection ends
+            leave_behind(task)
     if not task.done():
         raise TimeoutError(f"the broker did not answer within {seconds:g} s")
     if task.cancelled():
@@ -87,9 +94,8 @@ async def open_channel(connection: AbstractConnection, seconds: float, *, confir
 _left_behind: set[asyncio.Task[Any]] = set()
 
 
-def _leave_behind(task: asyncio.Task[Any]) -> None:
-    """Cancel without waiting: on a full socket aiormq ends a call only when the connection ends."""
-    task.cancel()
+def leave_behind(task: asyncio.Task[Any]) -> None:
+    """Hold on to a task that ends by itself, and whose end is nobody's business."""
     _left_behind.add(task)
     task.add_done_callback(_forget)
 
@@ -100,8 +106,28 @@ def _forget(task: asyncio.Task[Any]) -> None:
         task.exception()  # looked at, or asyncio complains
 
 
-def is_blocked(connection: AbstractConnection) -> bool:
+class Alarm:
     """Whether the broker wants nothing published (`connection.blocked`: it is short of memory or disk)."""
+
+    def __init__(self) -> None:
+        self._on: asyncio.Task[None] | None = None
+
+    def look(self, connection: AbstractConnection) -> asyncio.Task[None] | None:
+        """None, or what runs until the broker wants to be published to, or the connection has ended."""
+        if self._on is None and _is_blocked(connection):
+            BLOCKED.set(1)
+            log.warning("broker_blocked")
+            self._on = asyncio.create_task(_until_unblocked(connection))
+            self._on.add_done_callback(self._off)
+        return self._on
+
+    def _off(self, _: asyncio.Task[None]) -> None:
+        BLOCKED.set(0)
+        log.info("broker_unblocked")
+        self._on = None
+
+
+def _is_blocked(connection: AbstractConnection) -> bool:
     probe = connection.ready()  # aiormq tells by letting this wait, and only so
     try:
         probe.send(None)
@@ -111,8 +137,7 @@ def is_blocked(connection: AbstractConnection) -> bool:
     return True
 
 
-async def until_unblocked(connection: AbstractConnection) -> None:
-    """Return once the broker wants to be published to, or the connection has ended."""
+async def _until_unblocked(connection: AbstractConnection) -> None:
     ready = asyncio.create_task(connection.ready())
     try:
         await asyncio.wait([ready, connection.closing], return_when=asyncio.FIRST_COMPLETED)
@@ -125,29 +150,52 @@ class _Connection(aiormq.Connection):
     HEARTBEAT_GRACE_MULTIPLIER = 1
 
 
+MakeProtocol = Callable[[asyncio.StreamReader, asyncio.AbstractEventLoop], asyncio.StreamReaderProtocol]
+
+
 class _Transport(aiormq.TransportFactory):
     """Opens the socket and keeps hold of it, to end a connection on which nobody answers."""
 
-    def __init__(self) -> None:
-        self._writer: asyncio.StreamWriter | None = None
+    def __init__(self, make_protocol: MakeProtocol) -> None:
+        self.protocol: asyncio.StreamReaderProtocol | None = None
+        self._make_protocol = make_protocol
+        self._transport: asyncio.Transport | None = None
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
-        reader, self._writer = await factory.create(url, **kwargs)
-        return reader, self._writer
+        # As `asyncio.open_connection`, which lets nobody choose the protocol.
+        context = await kwargs["ssl_context_provider"].get_context() if url.scheme == "amqps" else None
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(loop=loop)
+        protocol = self.protocol = self._make_protocol(reader, loop)
+        try:
+            self._transport, _ = await loop.create_connection(
+                lambda: protocol, url.host or "", url.port or 0, ssl=context
+            )
+        except OSError as exc:
+            raise aiormq.AMQPConnectionError(*exc.args) from exc
+        return reader, asyncio.StreamWriter(self._transport, protocol, reader, loop)
 
     def abort(self) -> None:
-        if self._writer is not None:
-            self._writer.transport.abort()
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def _plain_protocol(reader: asyncio.StreamReader, loop: asyncio.AbstractEventLoop) -> asyncio.StreamReaderProtocol:
+    return asyncio.StreamReaderProtocol(reader, loop=loop)
 
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """How to open a connection. The URL holds the password; `safe_url` is the one to show."""
+    """How to open a connection: one URL per node of the broker. They hold the password."""
 
-    url: URL
-    safe_url: str
-    connect_timeout_seconds: float
+    urls: Sequence[URL]
+    connect_timeout_seconds: float  # for each
+
+
+def safe(url: URL) -> str:
+    """The URL without password and query."""
+    url = url.with_query(None)
+    return str(url.with_password("***") if url.password else url)
 
 
 class Link:
@@ -157,6 +205,7 @@ class Link:
         purpose: For the broker's list of connections and for the log.
         prepare: Called with each new connection before anybody else has it, and again when `doubt` was called.
         changed: Called after the connection was opened or lost.
+        make_protocol: What stands between the socket and aiormq.
     """
 
     def __init__(
@@ -166,7 +215,9 @@ class Link:
         *,
         prepare: Callable[[AbstractConnection], Awaitable[None]],
         changed: Callable[[], None],
+        make_protocol: MakeProtocol = _plain_protocol,
     ) -> None:
+        self.alarm = Alarm()
         self.wanted = False  # it was opened at least once
         self._opening = opening
         self._purpose = purpose
@@ -174,14 +225,35 @@ class Link:
         self._changed = changed
         self._lock = asyncio.Lock()
         self._connection: _Connection | None = None
-        self._transport = _Transport()
-        self._prepared = False
+        self._make_protocol = make_protocol
+        self._transport = _Transport(make_protocol)
+        self._urls = list(opening.urls)  # the next to try first; each process begins with another one
+        random.shuffle(self._urls)
+        self.is_prepared = False
         self._lost: str | None = None  # what ended the last connection
         self._closing = False
 
     @property
     def is_open(self) -> bool:
         return self._connection is not None and self._connection.is_opened
+
+    @property
+    def wire(self) -> asyncio.StreamReaderProtocol | None:
+        """What stands between the socket of the connection and aiormq."""
+        return self._transport.protocol
+
+    @contextlib.contextmanager
+    def translated(self, seconds: float) -> Iterator[None]:
+        """Let what aiormq raises when the other side fails be `Unavailable`. `seconds` is how long was waited."""
+        try:
+            yield
+        except aiormq.ChannelNotFoundEntity as exc:
+            self.doubt()
+            raise Unavailable(f"broker: {exc}") from exc
+        except TimeoutError as exc:
+            raise Unavailable(str(exc) or f"the broker did not answer within {seconds:g} s") from exc
+        except FAILURES as exc:
+            raise Unavailable(f"broker: {exc}") from exc
 
     async def connection(self, *, first: bool = False) -> AbstractConnection:
         """The open and prepared connection. `first`: what cannot work is a wrong setting, not a fault that may pass.
@@ -194,11 +266,11 @@ class Link:
             try:
                 connection = self._connection
                 if connection is None or not connection.is_opened:
-                    self._prepared = False
+                    self.is_prepared = False
                     connection = await self._open()
-                if not self._prepared:
+                if not self.is_prepared:
                     await self._prepare(connection)
-                    self._prepared = True
+                    self.is_prepared = True
             except WrongSettings as exc:
                 if first:
                     raise
@@ -208,7 +280,7 @@ class Link:
 
     def doubt(self) -> None:
         """Have the connection prepared again before its next use."""
-        self._prepared = False
+        self.is_prepared = False
 
     async def close(self) -> None:
         """End the connection, politely if the broker answers."""
@@ -223,15 +295,27 @@ class Link:
         if self._connection is not None and not self._connection.is_closed:
             self._transport.abort()
             await asyncio.wait([self._connection.closing], timeout=_CLOSE_SECONDS)  # its end is told before a new one
-        transport = _Transport()
+        errors: list[Exception] = []
+        for _ in self._urls:
+            url = self._urls[0]
+            self._urls.append(self._urls.pop(0))  # also when this one takes so long that the caller gives up
+            try:
+                return await self._open_one(url)
+            except (WrongSettings, *FAILURES) as exc:
+                errors.append(exc)
+                if len(self._urls) > 1:
+                    log.info("broker_unreachable", url=safe(url), purpose=self._purpose, error=str(exc))
+        # What somebody can mend says more than that another node is down.
+        raise next((error for error in errors if isinstance(error, WrongSettings)), errors[-1])
+
+    async def _open_one(self, url: URL) -> _Connection:
+        transport = _Transport(self._make_protocol)
         name = f"coder-chat-relay {self._purpose} on {platform.node()}"
-        connection = _Connection(
-            self._opening.url, transport_factory=transport, client_properties={"connection_name": name}
-        )
+        connection = _Connection(url, transport_factory=transport, client_properties={"connection_name": name})
         try:
             await ask(connection.connect(), self._opening.connect_timeout_seconds)
         except aiormq.AMQPError as exc:
-            if (refusal := self._refusal(exc)) is None:
+            if (refusal := _refusal(url, exc)) is None:
                 raise
             if self.wanted:
                 RECONNECTS.labels("auth_error").inc()
@@ -242,25 +326,8 @@ class Link:
             RECONNECTS.labels(self._lost).inc()
         self.wanted = True
         self._changed()
-        log.info("broker_connected", url=self._opening.safe_url, purpose=self._purpose)
+        log.info("broker_connected", url=safe(url), purpose=self._purpose)
         return connection
-
-    def _refusal(self, exc: aiormq.AMQPError) -> WrongSettings | None:
-        """What the broker said about who we are and where we want to go; None when it was something else."""
-        url = self._opening.url
-        at = f"RabbitMQ at {self._opening.safe_url}"
-        if isinstance(exc, aiormq.ProbableAuthenticationError | aiormq.AuthenticationError):
-            return WrongSettings(f"{at} refused user {url.user!r}: check user and password in the URL")
-        # aiormq drops the broker's words here. A vhost that is stopped or full looks the same.
-        if isinstance(exc, aiormq.InvalidFrameError) and "Connection.OpenOk" in str(exc):
-            vhost = url.path.removeprefix("/").replace("%2F", "/") or "/"
-            return WrongSettings(
-                f"{at} did not let user {url.user!r} into vhost {vhost!r}: create it, give the user permission for it "
-                "(rabbitmqctl add_vhost, set_permissions), or correct the URL; the broker's log says which"
-            )
-        if isinstance(exc.__cause__, ssl.SSLError):
-            return WrongSettings(f"no TLS with {at}: {exc.__cause__}")
-        return None
 
     def _on_loss(self, connection: _Connection, closed: "asyncio.Future[object]") -> None:
         error = None if closed.cancelled() else closed.exception()
@@ -271,3 +338,20 @@ class Link:
                 self._lost = "heartbeat" if connection.is_connection_was_stuck else "network_error"
             log.warning("broker_lost", purpose=self._purpose, reason=self._lost, error=str(error or "cut"))
         self._changed()
+
+
+def _refusal(url: URL, exc: aiormq.AMQPError) -> WrongSettings | None:
+    """What the broker said about who we are and where we want to go; None when it was something else."""
+    at = f"RabbitMQ at {safe(url)}"
+    if isinstance(exc, aiormq.ProbableAuthenticationError | aiormq.AuthenticationError):
+        return WrongSettings(f"{at} refused user {url.user!r}: check user and password in the URL")
+    # aiormq drops the broker's words here. A vhost that is stopped or full looks the same.
+    if isinstance(exc, aiormq.InvalidFrameError) and "Connection.OpenOk" in str(exc):
+        vhost = url.path.removeprefix("/").replace("%2F", "/") or "/"
+        return WrongSettings(
+            f"{at} did not let user {url.user!r} into vhost {vhost!r}: create it, give the user permission for it "
+            "(rabbitmqctl add_vhost, set_permissions), or correct the URL; the broker's log says which"
+        )
+    if isinstance(exc.__cause__, ssl.SSLError):
+        return WrongSettings(f"no TLS with {at}: {exc.__cause__}")
+    return None

@@ -45,13 +45,16 @@ class Administrator:
 
 
 class Proxy:
-    """A TCP proxy in front of the broker: it can cut, refuse, or swallow what passes.
+    """A TCP proxy in front of the broker: it can cut, refuse, swallow what passes, or let it wait.
 
     `url` leads to the broker through it.
     """
 
     def __init__(self, url: str) -> None:
         self.swallowed = 0  # bytes that went nowhere
+        self.sending, self.answering = asyncio.Event(), asyncio.Event()  # cleared: what clients, brokers send waits
+        self.sending.set()
+        self.answering.set()
         parts = urlsplit(url)
         self._broker = (parts.hostname or "", parts.port or 5672)
         self._parts = parts
@@ -83,6 +86,8 @@ class Proxy:
 
     async def refuse(self) -> int:
         """Cut all connections and listen no more; how many were cut."""
+        self.sending.set()
+        self.answering.set()
         if self._server is not None:
             self._server.close()
         return self.cut()
@@ -112,7 +117,9 @@ class Proxy:
         passage = _Passage(self, writer, far_writer)
         self._passages.add(passage)
         try:
-            await asyncio.gather(passage.pump(reader, far_writer), passage.pump(far_reader, writer))
+            await asyncio.gather(
+                passage.pump(reader, far_writer, self.sending), passage.pump(far_reader, writer, self.answering)
+            )
         finally:
             passage.cut()
             self._passages.discard(passage)
@@ -130,9 +137,10 @@ class _Passage:
         for writer in self._writers:
             writer.transport.abort()
 
-    async def pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passing: asyncio.Event) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
+                await passing.wait()
                 if self.swallowing:
                     self._proxy.swallowed += len(data)
                     continue
@@ -161,6 +169,7 @@ class PrivateBroker:
         (directory / "rabbitmq.conf").write_text(
             f"listeners.tcp.1 = 127.0.0.1:{amqp}\ndefault_user = relay\ndefault_pass = secret\n"
             f"max_message_size = {self.LARGEST}\ndisk_free_limit.absolute = 50MB\nraft.wal_max_size_bytes = 16000000\n"
+            + self._tls(free_port())
         )
         (directory / "enabled_plugins").write_text("[].\n")
         self._environment = {
@@ -180,6 +189,23 @@ class PrivateBroker:
                 "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none +sbwtdcpu none +sbwtdio none"
             ),
         }
+
+    def _tls(self, port: int) -> str:
+        """Make an authority and a certificate for localhost; the lines that have the node listen with it."""
+        here = self._directory
+        self.tls_url = f"amqps://relay:secret@localhost:{port}/%2F"
+        self.authority = here / "authority.pem"
+        authority = "-x509 -newkey rsa:2048 -nodes -days 2 -keyout authority.key -out authority.pem -subj /CN=authority"
+        server = "-newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=localhost"
+        signed = "-req -in server.csr -CA authority.pem -CAkey authority.key -CAcreateserial -days 2 -out server.pem"
+        (here / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+        for command in (f"req {authority}", f"req {server}", f"x509 {signed} -extfile names"):
+            subprocess.run(["openssl", *command.split()], cwd=here, check=True, capture_output=True)
+        return (
+            f"listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.cacertfile = {self.authority}\n"
+            f"ssl_options.certfile = {here}/server.pem\nssl_options.keyfile = {here}/server.key\n"
+            "ssl_options.verify = verify_none\nssl_options.fail_if_no_peer_cert = false\n"
+        )
 
     @classmethod
     def is_installed(cls) -> bool:

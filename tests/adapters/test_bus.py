@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Protocol, cast
 
@@ -75,17 +75,29 @@ def memory_world() -> tuple[Bus, Faults]:
     return bus, MemoryFaults(bus)
 
 
-@pytest.fixture
-async def rabbit_world(rabbit_vhost: str) -> AsyncIterator[tuple[Bus, Faults]]:
+@asynccontextmanager
+async def a_rabbit_world(url: str, publisher: str) -> AsyncIterator[tuple[Bus, Faults]]:
     async with AsyncExitStack() as stack:
-        administrator = await stack.enter_async_context(Administrator.of(rabbit_vhost))
-        proxy = await stack.enter_async_context(Proxy.to(rabbit_vhost))
-        settings = RabbitSettings.model_validate({"url": proxy.url})
+        administrator = await stack.enter_async_context(Administrator.of(url))
+        proxy = await stack.enter_async_context(Proxy.to(url))
+        settings = RabbitSettings.model_validate({"url": proxy.url, "publisher": publisher})
         bus = await stack.enter_async_context(open_rabbit(settings))
         yield bus, RabbitFaults(administrator, proxy)
 
 
-@pytest.fixture(params=["memory", "rabbit"])
+@pytest.fixture
+async def rabbit_world(rabbit_vhost: str) -> AsyncIterator[tuple[Bus, Faults]]:
+    async with a_rabbit_world(rabbit_vhost, "pipelined") as world:
+        yield world
+
+
+@pytest.fixture
+async def plain_rabbit_world(rabbit_vhost: str) -> AsyncIterator[tuple[Bus, Faults]]:
+    async with a_rabbit_world(rabbit_vhost, "plain") as world:
+        yield world
+
+
+@pytest.fixture(params=["memory", "rabbit", "plain_rabbit"])
 def world(request: pytest.FixtureRequest) -> tuple[Bus, Faults]:
     return cast(tuple[Bus, Faults], request.getfixturevalue(f"{request.param}_world"))
 

@@ -29,8 +29,17 @@ async def management(rabbit_management_url: str) -> AsyncIterator[httpx.AsyncCli
 
 
 @pytest.fixture
-async def bus(rabbit_vhost: str) -> AsyncIterator[RabbitBus]:
-    async with open_rabbit(settings(rabbit_vhost)) as bus:
+def publisher(request: pytest.FixtureRequest) -> str:
+    """The way of publishing; `both_ways` runs a test with each."""
+    return str(getattr(request, "param", "pipelined"))
+
+
+both_ways = pytest.mark.parametrize("publisher", ["pipelined", "plain"], indirect=True)
+
+
+@pytest.fixture
+async def bus(rabbit_vhost: str, publisher: str) -> AsyncIterator[RabbitBus]:
+    async with open_rabbit(settings(rabbit_vhost, publisher=publisher)) as bus:
         yield bus
 
 
@@ -273,6 +282,7 @@ def test_a_wrong_url_is_refused_without_repeating_it(url: str) -> None:
 # --- on the wire ---------------------------------------------------------------------------------------------------
 
 
+@both_ways
 async def test_properties_say_what_the_body_says(bus: RabbitBus, administrator: Administrator) -> None:
     durable, transient = message(1, "user"), replace(preview(2), time="0001-01-01T00:00:00Z")
     await bus.publish([durable, transient])
@@ -289,6 +299,7 @@ async def test_properties_say_what_the_body_says(bus: RabbitBus, administrator: 
     assert live.timestamp.year == 1970  # nothing earlier fits
 
 
+@both_ways
 async def test_a_parked_frame_says_whose_it_is(bus: RabbitBus, administrator: Administrator) -> None:
     await bus.park_frame(CHAT, b"{", "bad_json")
     await until_depth(bus, DEAD_FRAMES, 1)
@@ -304,6 +315,7 @@ async def test_a_parked_frame_says_whose_it_is(bus: RabbitBus, administrator: Ad
     }
 
 
+@both_ways
 async def test_a_body_of_64_megabytes_passes_or_is_refused_for_its_size(
     bus: RabbitBus, administrator: Administrator
 ) -> None:
@@ -323,6 +335,7 @@ async def test_a_body_of_64_megabytes_passes_or_is_refused_for_its_size(
 # --- unroutable, refused, counted ----------------------------------------------------------------------------------
 
 
+@both_ways
 async def test_each_copy_in_flight_of_an_event_that_nobody_takes_is_told(
     bus: RabbitBus, administrator: Administrator
 ) -> None:
@@ -336,6 +349,7 @@ async def test_each_copy_in_flight_of_an_event_that_nobody_takes_is_told(
     assert sample("relay_publish_total", outcome="returned") == returned + 3
 
 
+@both_ways
 async def test_a_queue_unbound_in_full_flow_loses_nothing_in_silence(
     bus: RabbitBus, administrator: Administrator
 ) -> None:
@@ -354,6 +368,7 @@ async def test_a_queue_unbound_in_full_flow_loses_nothing_in_silence(
     await until_depth(bus, METER, len(answers) - unroutable)
 
 
+@both_ways
 async def test_a_queue_that_takes_no_more_is_unavailable(
     bus: RabbitBus, rabbit_vhost: str, management: httpx.AsyncClient
 ) -> None:
@@ -365,6 +380,7 @@ async def test_a_queue_that_takes_no_more_is_unavailable(
     assert sample("relay_publish_total", outcome="nacked") == nacked + 1
 
 
+@both_ways
 async def test_what_cannot_be_written_at_all_is_no_fault_of_the_broker(bus: RabbitBus) -> None:
     with pytest.raises(UnicodeEncodeError):
         await bus.park_frame(CHAT, b"{", "\ud800")  # Unavailable would have it tried for ever
@@ -372,6 +388,7 @@ async def test_what_cannot_be_written_at_all_is_no_fault_of_the_broker(bus: Rabb
     await until_depth(bus, METER, 1)
 
 
+@both_ways
 async def test_what_is_published_is_counted(bus: RabbitBus) -> None:
     before = {
         "confirmed": sample("relay_publish_total", outcome="confirmed"),
