@@ -4,7 +4,7 @@ Every method may raise `Unavailable` when the other side does not answer within 
 comes on top of that is said below. Any await may be the last: nothing here needs to be finished to stay correct.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Protocol
 from uuid import UUID
 
+from relay.core.claims import Peer
 from relay.core.events import ChatRef, Event, JsonObject
 from relay.core.resume import Commit, ResumePoint
 
@@ -40,6 +41,7 @@ class Account:
 
     user_id: UUID
     username: str
+    administrator: bool = False  # of the whole server: may read any chat by its id
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ class Retention:
 
 
 class Upstream(Protocol):
-    """One account of one Coder server.
+    """One Coder server, as one account or several see it.
 
     Every method raises `Unauthorized` when the token is not accepted, and those about one chat `ChatGone` (404) or
     `ChatRefused` (other 4xx).
@@ -93,11 +95,15 @@ class Upstream(Protocol):
     def deployment(self) -> str:
         """The server's URL without a trailing slash: part of every event id."""
 
-    async def account(self) -> Account:
-        """Whose token this is."""
+    async def accounts(self) -> Sequence[Account]:
+        """Whose tokens are used; with several, those that are not refused at present."""
 
-    async def list_chats(self, *, archived: bool) -> Sequence[JsonObject]:
-        """All own chats that are, or are not, archived, as upstream sends them; subagent chats included."""
+    def list_chats(self, *, archived: bool) -> AsyncGenerator[JsonObject, None]:
+        """All chats that are, or are not, archived, as upstream sends them, each once; subagent chats included.
+
+        They come while the answer is read, so that a long list is never in memory as a whole. The list was complete
+        when the iterator ends without an error. Whoever may leave early closes it (`contextlib.aclosing`).
+        """
 
     async def chat(self, chat_id: UUID) -> JsonObject:
         """The chat now."""
@@ -154,6 +160,17 @@ class Publisher(Protocol):
         """
 
 
+class Outlet(Publisher, Protocol):
+    """What a follower needs of the bus."""
+
+    async def park_frame(self, chat: ChatRef, raw: bytes, reason: str) -> None:
+        """Keep a frame that could not be read, in the dead letters (`relay.frames.dead`), for a person to look at.
+
+        Raises:
+            TooLarge: As `publish`.
+        """
+
+
 class Delivery(Protocol):
     """One message of a queue. Exactly one of the three ends it; a delivery that is dropped comes again.
 
@@ -183,7 +200,7 @@ class Delivery(Protocol):
         """It can never be handled. It goes to the queue's dead-letter queue."""
 
 
-class Bus(Publisher, Protocol):
+class Bus(Outlet, Protocol):
     """The exchange and the relay's own queues. Declares them when it opens."""
 
     def deliveries(self, queue: str, *, prefetch: int) -> AbstractAsyncContextManager[AsyncIterator[Delivery]]:
@@ -197,13 +214,6 @@ class Bus(Publisher, Protocol):
         """Copies of what is published from now on under any of the routing patterns (`*` one word, `#` any).
 
         For a person at a terminal: nothing is kept, acking is not needed.
-        """
-
-    async def park_frame(self, chat: ChatRef, raw: bytes, reason: str) -> None:
-        """Keep a frame that could not be read, in the dead letters (`relay.frames.dead`), for a person to look at.
-
-        Raises:
-            TooLarge: As `publish`.
         """
 
     async def depth(self, queue: str) -> int:
@@ -234,20 +244,52 @@ class ChatRecord:
 
 
 class Claims(Protocol):
-    """Who follows which chat, and how far."""
+    """Who follows which chat, and how far.
 
-    async def records(self, deployment: str) -> Sequence[ChatRecord]:
-        """All chats ever claimed and not forgotten."""
+    A worker has one lease for all of its claims: a claim is live while its worker's lease is, by the store's clock.
+    A lease that ran out is not revived: its worker has lost all claims, and begins anew under another id.
+    """
 
-    async def claim(self, chat: ChatRef, worker: str, *, lease_seconds: float) -> Claim | None:
+    async def enlist(self, peer: Peer, deployment: str, *, lease_seconds: float) -> None:
+        """Begin a lease. `peer.worker` is an id that no worker ever had, `peer.accounts` whose chats it can read."""
+
+    async def renew(self, worker: str, *, lease_seconds: float, load: float, free: int) -> Sequence[Peer] | None:
+        """Extend the lease and tell the others how much there is to do here.
+
+        Returns all workers of the deployment whose leases are live, this one included; None when its own ran out.
+        """
+
+    async def resign(self, worker: str) -> None:
+        """End the lease now: what the worker still holds is free."""
+
+    async def records(
+        self, deployment: str, *, after: UUID | None = None, limit: int | None = None
+    ) -> Sequence[ChatRecord]:
+        """Chats ever claimed and not forgotten, by id: all, or at most `limit` of those that come behind `after`."""
+
+    async def records_of(self, deployment: str, chat_ids: Collection[UUID]) -> Sequence[ChatRecord]:
+        """Those of these chats, at most 500, that were ever claimed."""
+
+    async def claim(self, chat: ChatRef, worker: str) -> Claim | None:
         """Take the chat, raise its session by one and mark it as not clean, all at once.
 
         `resume` is as last saved, with `clean` as it was before this claim (True for a chat never claimed).
-        None while another worker holds a live claim. The same worker may claim again: the older claim is void.
+        None while another worker holds a live claim, or is about to. The same worker may claim again: the older claim
+        is void.
+
+        Raises:
+            LostClaim: The worker's own lease is over.
         """
 
-    async def renew(self, worker: str, *, lease_seconds: float) -> frozenset[UUID]:
-        """Extend all live claims of the worker; the chats it still holds. Claims that ran out are not revived."""
+    async def holdings(self, worker: str) -> Sequence[ChatRef]:
+        """The chats that a live worker has claimed: also those of claims whose answers were lost."""
+
+    async def orphans(self, worker: str) -> int:
+        """How many chats nobody holds although something goes on in them: their worker died, or gave them up in the
+        middle. Only those of accounts that the worker can read; 0 when its lease is over."""
+
+    async def adopt(self, worker: str, *, limit: int) -> Sequence[Claim]:
+        """Take orphans, at most `limit` and perhaps fewer; each as `claim` does."""
 
     async def save(self, claim: Claim, commit: Commit) -> None:
         """Store the resume point, only if the claim's session is still the chat's session.
@@ -257,7 +299,11 @@ class Claims(Protocol):
         """
 
     async def release(self, claim: Claim, commit: Commit | None, *, seen: str | None, clean: bool) -> None:
-        """Give the chat back. `seen` None leaves the stored digest. A claim that is lost already is no error."""
+        """Give the chat back. A claim that is lost already is no error.
+
+        `seen`: digest of the list row that was worked off, which leaves the chat at rest. None: in the middle of
+        things; the stored digest stays, and another worker is to go on at once (`orphans`).
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,7 +440,32 @@ class Archives(Protocol):
         """Records that were not published; with `seal`, also the newest of each chat while it is not sealed."""
 
 
-class Store(Claims, Charges, Archives, Protocol):
+@dataclass(frozen=True, slots=True)
+class AddedChat:
+    """A chat that somebody named. `gone_at`: when the server was found not to have it any more."""
+
+    chat_id: UUID
+    added_at: datetime
+    gone_at: datetime | None = None
+
+
+class Added(Protocol):
+    """Chats that are to be followed though no list of an account has them."""
+
+    async def added(self, deployment: str) -> Sequence[AddedChat]:
+        """All of them, in the order in which they were added; also those that are gone."""
+
+    async def add(self, deployment: str, chat_id: UUID) -> bool:
+        """Add a chat, or take back that it is gone; True when that changed anything."""
+
+    async def remove(self, deployment: str, chat_id: UUID) -> bool:
+        """Forget that it was added; False when it was not."""
+
+    async def set_gone(self, deployment: str, chat_id: UUID) -> None:
+        """The server does not have it any more. What was gone before stays gone since then."""
+
+
+class Store(Claims, Charges, Archives, Added, Protocol):
     """All of the relay's state."""
 
     async def check(self) -> None:

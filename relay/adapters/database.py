@@ -16,7 +16,7 @@ from pydantic import BaseModel, PositiveFloat, PositiveInt, SecretStr, field_val
 from sqlalchemy import URL, ColumnElement, Connection, Table, event, func, literal, make_url, text
 from sqlalchemy import inspect as inspector
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import AdaptedConnection, DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -32,6 +32,7 @@ _SQLITE = ("sqlite+aiosqlite", "sqlite")
 _ADVISORY_LOCK = 0x52454C4159  # any number, the same in every process: one migrates at a time
 _BUSY_TIMEOUT_MILLISECONDS = 100  # within SQLite, where a cancelled task waits for its end
 _BUSY_PAUSE_SECONDS = 0.02
+_PATIENCE_OF_SERVER = 2  # operations' time that PostgreSQL waits for the next word within a transaction
 
 
 class DatabaseSettings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
@@ -98,6 +99,7 @@ class Database:
             self._engine if self.sqlite else self._engine.execution_options(isolation_level="REPEATABLE READ")
         )
         self._writer = self._engine.execution_options(writes=True)
+        self._alone = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         # SQLite has one writer: tasks of this process queue here, in order.
         self._writers: AbstractAsyncContextManager[object] = asyncio.Lock() if self.sqlite else nullcontext()
 
@@ -126,6 +128,17 @@ class Database:
                 self._writers,
                 self._transaction(self._writer) as connection,
             ):
+                yield connection
+
+    @asynccontextmanager
+    async def statement(self) -> AsyncIterator[AsyncConnection]:
+        """For one statement that is a transaction by itself, so that it needs no round trips for BEGIN and COMMIT.
+
+        In SQLite, which has no round trips, it can only read.
+        """
+        engine = self._reader if self.sqlite else self._alone
+        with database_errors(self.safe_url):
+            async with asyncio.timeout(self._deadline), self._transaction(engine) as connection:
                 yield connection
 
     @asynccontextmanager
@@ -293,7 +306,7 @@ def _postgres_engine(settings: DatabaseSettings) -> AsyncEngine:
     }
     if "application_name" not in query:
         arguments["server_settings"] = {"application_name": "coder-chat-relay"}
-    return create_async_engine(
+    engine = create_async_engine(
         "postgresql+asyncpg://",
         connect_args=arguments,
         pool_size=settings.pool_size,
@@ -302,6 +315,15 @@ def _postgres_engine(settings: DatabaseSettings) -> AsyncEngine:
         pool_pre_ping=True,  # connections of before a restart of the server are replaced, not handed out
         hide_parameters=True,  # else message text gets into errors
     )
+    patience = int(settings.operation_timeout_seconds * _PATIENCE_OF_SERVER * 1000)
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def connect(connection: DBAPIConnection, _: object) -> None:
+        # Of a client that is gone without a word the server learns after hours, and as long its rows stay locked.
+        adapted = cast(AdaptedConnection, connection)
+        adapted.run_async(lambda driver: driver.execute(f"SET idle_in_transaction_session_timeout = {patience}"))
+
+    return engine
 
 
 def _sqlite_engine(settings: DatabaseSettings) -> AsyncEngine:

@@ -1,27 +1,25 @@
 """The relay's state in PostgreSQL or SQLite: who follows which chat and how far, charges, alerts, archives.
 
-A resume point is one row and a set of message ids beside it, of which a save writes only the difference. What comes
-from upstream is stored as bytes: it may hold characters that a database's text refuses.
+What comes from upstream is stored as bytes: it may hold characters that a database's text refuses.
 """
 
-import json
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from uuid import UUID
 
-from sqlalchemy import bindparam, case, delete, func, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import func, select, update
 
 from relay.adapters.database import Database, DatabaseSettings, migrate, open_database, schema_version
-from relay.adapters.migrations.tables import alerts, charges, claims, known_messages
+from relay.adapters.migrations.tables import alerts, charges
+from relay.adapters.store_added import SqlAdded
 from relay.adapters.store_archives import SqlArchives
-from relay.adapters.store_rows import AnyRow, chat_columns, chat_key, chat_ref, of_chat, storable
-from relay.core.errors import BadEvent, CorruptState, LostClaim
-from relay.core.events import ChatRef, Event, decode_event, encode_json
-from relay.core.resume import Commit, ResumePoint
-from relay.ports import Charge, ChatRecord, Claim, Clock, Spend
+from relay.adapters.store_claims import SqlClaims
+from relay.adapters.store_rows import AnyRow, chat_columns, chat_ref, of_chat, storable
+from relay.core.errors import BadEvent, CorruptState
+from relay.core.events import ChatRef, Event, decode_event
+from relay.ports import Charge, Clock, Spend
 
 __all__ = ["DatabaseSettings", "SqlStore", "migrate", "open_store", "schema_version"]
 
@@ -40,92 +38,6 @@ async def open_store(settings: DatabaseSettings, clock: Clock, *, migrate: bool 
     """
     async with open_database(settings, clock, migrate=migrate) as database:
         yield SqlStore(database)
-
-
-class SqlClaims:
-    """Keeps the promise of `Claims`. The row of a chat is the lock: each change of it takes the row first."""
-
-    def __init__(self, database: Database) -> None:
-        self._db = database
-
-    async def records(self, deployment: str) -> Sequence[ChatRecord]:
-        holder = case((claims.c.lease_until > self._db.now(), claims.c.worker)).label("holder")
-        query = select(claims, holder).where(claims.c.deployment == deployment).order_by(claims.c.chat_id)
-        async with self._db.reading() as connection:
-            rows = (await connection.execute(query)).all()
-        return [ChatRecord(chat_ref(row), row.seen, row.holder, row.clean) for row in rows]
-
-    async def claim(self, chat: ChatRef, worker: str, *, lease_seconds: float) -> Claim | None:
-        live = func.coalesce(claims.c.lease_until > self._db.now(), False).label("live")
-        locked = select(claims, live).where(of_chat(claims, chat)).with_for_update()
-        async with self._db.writing() as connection:
-            row = (await connection.execute(locked)).one_or_none()
-            if row is None:
-                # `clean` is True for a chat nobody ever followed. From the first claim on it says how the last follower
-                # ended, so that one that died before its first save is not taken for one that never was.
-                new = {**chat_columns(chat), "session": 0, "seen": "", "clean": True}
-                await connection.execute(self._db.insert(claims).values(new).on_conflict_do_nothing())
-                row = (await connection.execute(locked)).one()
-            if row.live and row.worker is not None and row.worker != worker:
-                return None
-            resume = _resume_point(row, await self._known(connection, chat))
-            taken = {"worker": worker, "session": row.session + 1, "clean": False}
-            lease = {"lease_until": self._db.now(plus_seconds=lease_seconds)}
-            await connection.execute(update(claims).where(of_chat(claims, chat)).values(taken | lease))
-        return Claim(chat, worker, row.session + 1, resume)
-
-    async def renew(self, worker: str, *, lease_seconds: float) -> frozenset[UUID]:
-        extended = (
-            update(claims)
-            .where(claims.c.worker == worker, claims.c.lease_until > self._db.now())
-            .values(lease_until=self._db.now(plus_seconds=lease_seconds))
-            .returning(claims.c.chat_id)
-        )
-        async with self._db.writing() as connection:
-            return frozenset((await connection.execute(extended)).scalars())
-
-    async def save(self, claim: Claim, commit: Commit) -> None:
-        async with self._db.writing() as connection:
-            if not await self._change(connection, claim, commit, {}):
-                raise LostClaim(f"chat {claim.chat.chat_id}: session {claim.session} is over, nothing was saved")
-
-    async def release(self, claim: Claim, commit: Commit | None, *, seen: str | None, clean: bool) -> None:
-        values: dict[str, object] = {"worker": None, "lease_until": None, "clean": clean}
-        if seen is not None:
-            values["seen"] = seen
-        async with self._db.writing() as connection:
-            await self._change(connection, claim, commit, values)
-
-    async def _change(
-        self, connection: AsyncConnection, claim: Claim, commit: Commit | None, values: dict[str, object]
-    ) -> bool:
-        """Change the row of a claim and its set, if the claim still holds; False when it does not."""
-        if commit is not None:
-            values = values | {"resume": encode_json(commit.point.to_json())}
-        held = of_chat(claims, claim.chat) & (claims.c.session == claim.session) & (claims.c.worker == claim.worker)
-        # Without values to set, the row is taken all the same.
-        changed = await connection.execute(update(claims).where(held).values(values or {"session": claim.session}))
-        if changed.rowcount == 0:
-            return False
-        if commit is not None:
-            await self._forget(connection, claim.chat, commit.removed)
-            await self._remember(connection, claim.chat, commit.added)
-        return True
-
-    async def _known(self, connection: AsyncConnection, chat: ChatRef) -> frozenset[int]:
-        ids = select(known_messages.c.message_id).where(of_chat(known_messages, chat))
-        return frozenset((await connection.execute(ids)).scalars())
-
-    async def _remember(self, connection: AsyncConnection, chat: ChatRef, ids: Iterable[int]) -> None:
-        rows = [{**chat_key(chat), "message_id": each} for each in sorted(ids)]
-        if rows:
-            await connection.execute(self._db.insert(known_messages).on_conflict_do_nothing(), rows)
-
-    async def _forget(self, connection: AsyncConnection, chat: ChatRef, ids: Iterable[int]) -> None:
-        rows = [{"gone": each} for each in sorted(ids)]
-        if rows:
-            one = of_chat(known_messages, chat) & (known_messages.c.message_id == bindparam("gone"))
-            await connection.execute(delete(known_messages).where(one), rows)
 
 
 class SqlCharges:
@@ -206,7 +118,7 @@ class SqlCharges:
             await connection.execute(confirmed.values(published_at=self._db.now()))
 
 
-class SqlStore(SqlClaims, SqlCharges, SqlArchives):
+class SqlStore(SqlClaims, SqlCharges, SqlArchives, SqlAdded):
     """Keeps the promise of `Store`. Safe for all tasks of a process; with PostgreSQL, of many."""
 
     async def check(self) -> None:
@@ -237,13 +149,3 @@ def _utc(moment: datetime) -> datetime:
     except OverflowError:  # in the year 1 or 9999
         pass
     raise BadEvent(f"no point in time: {moment}")
-
-
-def _resume_point(row: AnyRow, known: frozenset[int]) -> ResumePoint:
-    try:
-        stored = {} if row.resume is None else json.loads(row.resume)
-        if not isinstance(stored, dict):
-            raise CorruptState("stored resume point is not an object")
-        return ResumePoint.from_json(stored, known=known, clean=row.clean)
-    except (ValueError, RecursionError) as exc:
-        raise CorruptState(f"stored resume point of chat {row.chat_id} is not JSON: {exc}") from exc

@@ -37,6 +37,22 @@ class _Step:
 class EpisodeText:
     """Sort numbered parts into steps. Every method returns what to tell, in order."""
 
+    __slots__ = (
+        "_episode",
+        "_fresh",
+        "_heard",
+        "_muted",
+        "_over",
+        "_results",
+        "_step",
+        "_step_of_call",
+        "_void_attempt",
+        "broken",
+        "dropped",
+        "ended",
+        "next_step",
+    )
+
     def __init__(self, first_step: int = 0) -> None:
         self.next_step = first_step
         self.dropped = 0  # parts that were told, or are void

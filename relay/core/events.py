@@ -513,6 +513,11 @@ def parse_json(text: str) -> object:
     return value
 
 
+def decode_json(body: bytes) -> JsonObject:
+    """The object that `encode_json` wrote."""
+    return cast(JsonObject, parse_json(body.decode()))
+
+
 _NAMES = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"))
 _DECODER = msgspec.json.Decoder()
 _ENCODER = msgspec.json.Encoder()

@@ -14,8 +14,18 @@ _READS = 8  # REST reads that a stream can lag behind
 class History:
     """The live ids of one chat."""
 
+    __slots__ = (
+        "_added",
+        "_gone",
+        "_read",
+        "_removed",
+        "known",
+    )
+
     def __init__(self, known: Iterable[int]) -> None:
         self.known = set(known)
+        self._added: set[int] = set()  # since the last save
+        self._removed: set[int] = set()
         self._gone: set[int] = set()  # never come back
         self._read: list[tuple[int, int]] = []  # spans that REST has told whole on this connection: [lowest, highest)
 
@@ -50,12 +60,27 @@ class History:
 
     def add(self, message: Message) -> None:
         """The message exists."""
-        self.known.add(message.id)
+        if message.id not in self.known:
+            self.known.add(message.id)
+            self._added.add(message.id)
+            self._removed.discard(message.id)
 
     def remove(self, gone: Collection[int]) -> None:
         """These do not exist any more, and never will."""
-        self.known.difference_update(gone)
+        lost = self.known.intersection(gone)
+        self._removed |= lost - self._added
+        self._added -= lost
+        self.known -= lost
         self._gone.update(gone)
+
+    def unsaved(self) -> tuple[frozenset[int], frozenset[int]]:
+        """What was added and removed since the last save."""
+        return frozenset(self._added), frozenset(self._removed)
+
+    def saved(self, added: Collection[int], removed: Collection[int]) -> None:
+        """These differences were stored. Some may have been undone meanwhile: that is the next one."""
+        self._added = (self._added - set(added)) | self.known.intersection(removed)
+        self._removed = (self._removed - set(removed)) | (set(added) - self.known)
 
     def above(self, after_id: int) -> set[int]:
         """The known ids that a stream opened with `after_id` has to show."""

@@ -5,7 +5,6 @@ on every connect, or never. What leaves here is, for each step, a prefix of what
 preceded by a reset that takes back what was told before.
 """
 
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -100,9 +99,21 @@ class _Step:
 class LiveText:
     """Sort live parts into steps. Every method returns what to tell, in order."""
 
+    __slots__ = (
+        "_earlier_calls",
+        "_held",
+        "_late",
+        "_repeated",
+        "_steps",
+        "_stored_calls",
+        "dropped",
+        "ended",
+        "next_step",
+    )
+
     def __init__(self, first_step: int = 0) -> None:
         self.next_step = first_step
-        self._steps: deque[_Step] = deque()  # without their message yet; the last one is in progress
+        self._steps: list[_Step] = []  # without their message yet; the last one is in progress
         self._stored_calls: set[str] = set()
         self._earlier_calls: set[str] = set()  # of the turn before
         self._late = {"text": "", "reasoning": ""}  # of the newest stored step: what no part has told
@@ -230,7 +241,7 @@ class LiveText:
         oldest = self._steps[0]
         if oldest.calls and message.calls and not (oldest.calls & message.calls):
             return None  # the message of a step whose parts never came
-        return self._steps.popleft()
+        return self._steps.pop(0)
 
     def _told_is(self, text: str) -> bool:
         return bool(self._steps) and bool(told := self._steps[-1].told_text("text")) and text.startswith(told)

@@ -14,6 +14,12 @@ class PromptQueue:
     """A promoted prompt gets a new id when it becomes a message: it is known by its content. Message and queue update
     come in either order, and a promotion may take any entry."""
 
+    __slots__ = (
+        "entries",
+        "highest",
+        "left",
+    )
+
     def __init__(self, entries: Sequence[QueueEntry], highest: int, left: Sequence[str]) -> None:
         self.entries = tuple(entries)
         self.highest = highest  # id ever seen

@@ -1,7 +1,7 @@
 """Where a follower goes on after a restart: all that must outlive it, and nothing more."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Self, cast
 
 from relay.core.errors import CorruptState
@@ -49,8 +49,8 @@ class ResumePoint:
 
     def to_json(self) -> JsonObject:
         """All but `known` and `clean`, which a store keeps apart."""
-        kept = asdict(self)
-        del kept["known"], kept["clean"]
+        kept: JsonObject = {name: getattr(self, name) for name in _STORED}  # `asdict` copies all of it, with each save
+        kept["queue"] = [{"id": entry.id, "digest": entry.digest} for entry in self.queue]
         return kept
 
     @classmethod
@@ -71,6 +71,9 @@ class ResumePoint:
             return cls(known=known, clean=clean, **values)  # type: ignore[arg-type]
         except (KeyError, TypeError, ValueError) as exc:
             raise CorruptState(f"stored resume point cannot be read: {exc}") from exc
+
+
+_STORED = tuple(each.name for each in fields(ResumePoint) if each.name not in ("known", "clean"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,40 @@ class _FrameEnd:
 class ChatTail:
     """One follower's view of one chat, for one session."""
 
+    __slots__ = (
+        "_armed",
+        "_asked",
+        "_batch",
+        "_connection",
+        "_doubt",
+        "_early",
+        "_episodes",
+        "_error",
+        "_failed",
+        "_floor",
+        "_history",
+        "_history_version",
+        "_idle_seen",
+        "_listing",
+        "_live",
+        "_newest",
+        "_pending",
+        "_queue",
+        "_queue_due",
+        "_snapshot",
+        "_statement_due",
+        "_streamed",
+        "_telling",
+        "_turn",
+        "_turn_id",
+        "_turn_revision",
+        "_unproved",
+        "_upstream_status",
+        "_waited_for",
+        "_wanted",
+        "session",
+    )
+
     def __init__(self, chat: ChatRef, session: int, resume: ResumePoint) -> None:
         self.session = session
         self._telling = Telling(chat, session, resume)
@@ -106,7 +140,6 @@ class ChatTail:
         self._early: list[PartSeen] = []  # parts before `running`
 
         self._history = History(resume.known)
-        self._saved = resume.known
         self._turn_id = resume.turn
         self._turn: Turn | None = Turn(resume.open) if resume.open is not None else None
         self._streamed = resume.turn  # the last user message that the stream has shown: REST may be ahead of it
@@ -354,11 +387,11 @@ class ChatTail:
             archived=told.archived,
             clean=self.stated,
         )
-        return Commit(point, known - self._saved, self._saved - known)
+        return Commit(point, *self._history.unsaved())
 
     def saved(self, commit: Commit) -> None:
         """The commit was stored. Until then the next one holds its difference too."""
-        self._saved = commit.point.known
+        self._history.saved(commit.added, commit.removed)
 
     # --- the snapshot -------------------------------------------------------------------------------------------------
 

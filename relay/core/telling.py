@@ -42,6 +42,28 @@ StreamReason = Literal["dropped_messages", "snapshot_failed", "bad_frame"]
 class Telling:
     """Makes the events. `take` hands out those made since it was called last."""
 
+    __slots__ = (
+        "_error_connection",
+        "_events",
+        "_position",
+        "_status_told",
+        "action_calls",
+        "archived",
+        "at",
+        "chat",
+        "error_turn",
+        "gaps",
+        "lifecycle",
+        "lifecycle_count",
+        "origin",
+        "retry_key",
+        "session",
+        "status",
+        "status_counts",
+        "status_key",
+        "status_previous",
+    )
+
     def __init__(self, chat: ChatRef, session: int, resume: ResumePoint) -> None:
         self.chat = chat
         self.session = session
@@ -145,7 +167,9 @@ class Telling:
         self.lifecycle_count += 1
 
     def gone(self, chat: JsonObject) -> None:
-        """Upstream does not have the chat any more."""
+        """Upstream does not have the chat any more. Told once, also where two workers find it at the same time."""
+        if self.lifecycle is None and self.lifecycle_count > 0:
+            return
         key = event_id(self.chat, "lifecycle", "gone", "", self.lifecycle_count)
         self.lifecycle_count += 1
         self.lifecycle = None  # should it come back after all, that is told as its beginning

@@ -1,10 +1,11 @@
-"""Find the chats of one account: what is there, and what has changed.
+"""Find the chats: what is there, and what has changed.
 
 Watch says at once, and may lose anything; the list says everything, and late.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -13,12 +14,12 @@ from prometheus_client import Counter, Gauge
 from pydantic import BaseModel, PositiveFloat, PositiveInt
 
 from relay.core.backoff import backoff
-from relay.core.errors import BadFrame, Unavailable
+from relay.core.errors import BadFrame, ChatGone, ChatRefused, Unavailable
 from relay.core.events import ChatRef, JsonObject
 from relay.core.tail import IDLE
-from relay.ports import Claims, Clock, Upstream
+from relay.ports import Added, Claims, Clock, Upstream
 from relay.programs.chance import Chance
-from relay.programs.follow import row_digest
+from relay.programs.follow import GONE, row_digest
 
 log = structlog.get_logger(__name__)
 
@@ -31,12 +32,16 @@ WATCH_EVENTS = Counter("relay_watch_events_total", "Events of the watch socket. 
 for _outcome in ("ok", "failed"):
     SWEEPS.labels(_outcome)
 
+_AT_ONCE = 100  # rows or records that are dealt with before the others get their turn
+
 
 class DiscoverySettings(BaseModel, frozen=True, extra="forbid"):
     """How chats are found."""
 
     sweep_seconds: PositiveFloat = 30.0
     archived_sweep_every: PositiveInt = 10  # one sweep in so many reads the archived chats too
+    follow_archived: bool = True  # also those that were archived before the relay saw them first
+    missing_at_once: PositiveInt = 200  # known chats in no list that such a sweep asks for one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,16 @@ class Sighting:
 
     chat: ChatRef
     digest: str | None = None
+    at_rest: bool = False  # nothing goes on there: it can wait for those where something does
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What is kept of a row."""
+
+    chat: ChatRef
+    digest: str
+    archived: bool
 
 
 @dataclass(slots=True)
@@ -72,14 +87,17 @@ class Discovery:
         settings: DiscoverySettings,
         found: Callable[[Sighting], None],
         report: Callable[[bool, str], None],
+        added: Added | None = None,
     ) -> None:
         self._upstream = upstream
         self._claims = claims
+        self._added = added
         self._clock = clock
         self._settings = settings
         self._found = found
         self._report = report
-        self._seen: dict[UUID, str] = {}  # row digests that were worked off
+        self._seen: dict[UUID, str] = {}  # digests of rows that were worked off, as far as this worker knows
+        self._asked_up_to: UUID | None = None  # the last known chat that was looked for in the lists
         self.state = DiscoveryState()
 
     def worked_off(self, chat_id: UUID, seen: str) -> None:
@@ -108,17 +126,107 @@ class Discovery:
             await self._clock.sleep(wait)
 
     async def _sweep(self, *, archived: bool) -> None:
-        for record in await self._claims.records(self._upstream.deployment):
-            self._seen[record.chat.chat_id] = record.seen
-        rows = list(await self._upstream.list_chats(archived=False))
+        listed: set[UUID] = set()
+        await self._read(self._upstream.list_chats(archived=False), listed)
         if archived:
-            rows += await self._upstream.list_chats(archived=True)
-            CHATS.set(len(rows))
-        for row in rows:
-            if (chat := self._ref(row)) is None:
+            await self._read(self._upstream.list_chats(archived=True), listed)
+            CHATS.set(len(listed))
+            await self._look_for_the_missing(listed)
+        await self._read(self._added_rows(listed), listed)
+
+    async def _added_rows(self, listed: Collection[UUID]) -> AsyncGenerator[JsonObject, None]:
+        """Chats that were added by hand and that no list has, with those of their subagents."""
+        if self._added is None:
+            return
+        deployment = self._upstream.deployment
+        for added in await self._added.added(deployment):
+            if added.chat_id in listed or added.gone_at is not None:
                 continue
-            digest = row_digest(row)
-            if self._seen.get(chat.chat_id) != digest or row.get("status") not in IDLE:
+            try:
+                row = await self._upstream.chat(added.chat_id)
+            except ChatGone:
+                await self._added.set_gone(deployment, added.chat_id)
+                for record in await self._claims.records_of(deployment, [added.chat_id]):
+                    if record.seen != GONE:
+                        self._found(Sighting(record.chat))  # its follower finds the same, and tells
+            except ChatRefused as exc:
+                log.info("chat_refused", chat_id=str(added.chat_id), reason=str(exc))
+            else:
+                yield row
+                children = row.get("children")
+                for child in children if isinstance(children, list) else []:
+                    if isinstance(child, dict):
+                        yield child
+
+    async def _read(self, rows: AsyncGenerator[JsonObject, None], listed: set[UUID]) -> None:
+        """Tell of every row that may mean news. A row is kept no longer than that takes."""
+        differing: list[_Row] = []
+        async with aclosing(rows):
+            async for row in rows:
+                if (chat_id := _uuid(row.get("id"))) is None:
+                    log.warning("chat_row_unreadable", keys=sorted(row)[:20])
+                    continue
+                listed.add(chat_id)
+                digest, busy = row_digest(row), row.get("status") not in IDLE
+                if (self._seen.get(chat_id) == digest and not busy) or (chat := self._ref(row)) is None:
+                    continue
+                if busy:
+                    self._found(Sighting(chat, digest))
+                else:
+                    differing.append(_Row(chat, digest, bool(row.get("archived"))))
+                if len(differing) == _AT_ONCE:
+                    await self._compare(differing)
+                    differing = []
+        await self._compare(differing)
+
+    async def _compare(self, differing: Sequence[_Row]) -> None:
+        """Tell of the rows that nobody has worked off, this worker or another."""
+        if not differing:
+            return
+        asked = [row.chat.chat_id for row in differing]
+        stored = {r.chat.chat_id: r.seen for r in await self._claims.records_of(self._upstream.deployment, asked)}
+        for row in differing:
+            seen = stored.get(row.chat.chat_id)
+            if seen == row.digest or (seen is None and row.archived and not self._settings.follow_archived):
+                self._seen[row.chat.chat_id] = row.digest
+            else:
+                self._found(Sighting(row.chat, row.digest, at_rest=True))
+
+    async def _look_for_the_missing(self, listed: Collection[UUID]) -> None:
+        """Ask for known chats that are in no list: whether they are there still.
+
+        Not for all of them at once: where one sweep ends, the next one goes on.
+        """
+        accounts = await self._upstream.accounts()
+        owners = {account.user_id for account in accounts}
+        reads_all = any(account.administrator for account in accounts)
+        left = self._settings.missing_at_once
+        while True:
+            page = await self._claims.records(self._upstream.deployment, after=self._asked_up_to, limit=_AT_ONCE)
+            for record in page:
+                self._asked_up_to = record.chat.chat_id
+                # Where another account's token is set now, its chats are not gone, only not to be seen.
+                askable = reads_all or record.chat.owner_id in owners
+                followed = record.worker is not None  # whoever follows it hears of it
+                if record.chat.chat_id in listed or record.seen == GONE or followed or not askable:
+                    continue
+                await self._ask_for(record.chat, record.seen)
+                left -= 1
+                if left == 0:
+                    return
+            if len(page) < _AT_ONCE:
+                self._asked_up_to = None
+                return
+
+    async def _ask_for(self, chat: ChatRef, seen: str) -> None:
+        try:
+            digest = row_digest(await self._upstream.chat(chat.chat_id))
+        except ChatGone:
+            self._found(Sighting(chat))  # its follower finds the same, and tells
+        except ChatRefused as exc:
+            log.info("chat_refused", chat_id=str(chat.chat_id), reason=str(exc))
+        else:
+            if seen != digest:
                 self._found(Sighting(chat, digest))
 
     async def watch(self) -> None:
@@ -129,6 +237,7 @@ class Discovery:
         """
         delays = backoff(chance=Chance())
         while True:
+            asked = 0.0  # seconds that the server wants us to wait
             try:
                 async with self._upstream.watch() as frames:
                     self.state.watching = True
@@ -140,9 +249,10 @@ class Discovery:
                                 self._found(Sighting(chat))
             except (Unavailable, BadFrame) as exc:
                 log.info("watch_broken", reason=str(exc))  # the sweeps find what it would have told
+                asked = (exc.retry_after_seconds or 0.0) if isinstance(exc, Unavailable) else 0.0
             finally:
                 self.state.watching = False
-            await self._clock.sleep(next(delays))
+            await self._clock.sleep(max(next(delays), asked))
 
     def _ref(self, row: JsonObject) -> ChatRef | None:
         try:
@@ -152,6 +262,13 @@ class Discovery:
             log.warning("chat_row_unreadable", keys=sorted(row)[:20])
             return None
         return ChatRef(self._upstream.deployment, chat_id, owner, root)
+
+
+def _uuid(value: object) -> UUID | None:
+    try:
+        return UUID(str(value))
+    except ValueError:
+        return None
 
 
 def watched_chats(text: str) -> Iterable[JsonObject]:

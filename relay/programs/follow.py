@@ -19,14 +19,24 @@ from prometheus_client import Counter, Gauge, Histogram
 from pydantic import BaseModel, PositiveFloat, PositiveInt
 
 from relay.core.backoff import backoff
-from relay.core.errors import BadFrame, ChatGone, ChatRefused, LostClaim, StreamEnded, TooLarge, Unavailable
-from relay.core.events import Event, JsonObject, Origin
+from relay.core.errors import (
+    BadFrame,
+    ChatGone,
+    ChatRefused,
+    LostClaim,
+    StreamEnded,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+)
+from relay.core.events import Event, JsonObject, Origin, decode_json, encode_json
 from relay.core.frames import content_digest, decode_frame
-from relay.core.preview import coalesce, shed
+from relay.core.preview import Muting, coalesce, shed
 from relay.core.tail import IDLE, Batch, ChatTail, Reconcile
-from relay.ports import Bus, Claim, Claims, Clock, Upstream
+from relay.ports import Claim, Claims, Clock, Outlet, Upstream
 from relay.programs.chance import Chance
 from relay.programs.frame_buffer import FrameBuffer
+from relay.programs.pressure import Pressure
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -48,6 +58,12 @@ RECONNECTS = Counter(
     "Streams opened again, by what ended the one before. A rise: network or Coder ails.",
     ["reason"],
 )
+CLOSES = Counter(
+    "relay_stream_closes_total",
+    "Streams that ended, by what is done about it. retry: connect again; resync: again, and compare; auth: the token "
+    "does not serve, so look at it; gone: the chat is not there.",
+    ["class"],
+)
 RECONCILES = Counter(
     "relay_reconciles_total",
     "REST reads because frames alone could not decide. A rise costs Coder requests.",
@@ -63,7 +79,9 @@ COALESCED = Counter(
 )
 DROPPED = Counter(
     "relay_previews_dropped_total",
-    "Previews left out under load, their message being there. A rise: the broker is too slow.",
+    "Previews left out. ended: under load, their message being there, the broker is too slow; budget: more of them "
+    "than a process may send.",
+    ["reason"],
 )
 DECODE_ERRORS = Counter(
     "relay_decode_errors_total",
@@ -72,27 +90,29 @@ DECODE_ERRORS = Counter(
 )
 LAG = Histogram(
     "relay_event_lag_seconds",
-    "From Coder's time stamp of a live message to the broker's confirm. A rise: consumers see chats late.",
+    "From Coder's time stamp of a live message to the broker's confirm, of the oldest of those that went out together. "
+    "A rise: consumers see chats late.",
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900),
 )
 STREAMS = Gauge("relay_streams", "Chats followed now, by state.", ["state"])
 
 _FINISH_SECONDS = 3.0  # for what a cancelled follower had in hand
+_FEED_AT_ONCE = 64  # then others have their turn: the lease must be renewed and confirms be read, whoever talks
 _PUBLISH_AT_ONCE = 256  # a long history goes out in pieces: each publish has one deadline
 
 _STREAM_ERRORS = ("dropped_messages", "snapshot_failed", "bad_frame")
-_RECONNECTS = (
-    *("server_close", "ping_timeout", "network_error", "protocol_error", "too_slow", "refused"),
-    *("dropped_messages", "snapshot_failed", "bad_frame", "gap", "stale", "too_large"),
-)
+_RESYNCS = ("dropped_messages", "snapshot_failed", "bad_frame", "gap", "stale", "too_large")
+_RECONNECTS = ("server_close", "ping_timeout", "network_error", "protocol_error", "too_slow", "refused", *_RESYNCS)
 _RECONCILES = ("edit", "prompt", "reconnect", "settle", "timer", *_STREAM_ERRORS, "too_large")
 for _counter, _values in (
     (RETRIES, _KINDS),
     (CHAT_ERRORS, _KINDS),
     (STREAM_ERRORS, _STREAM_ERRORS),
     (RECONNECTS, _RECONNECTS),
+    (CLOSES, ("retry", "resync", "auth", "gone")),
     (RECONCILES, _RECONCILES),
     (EDITS, ("edit", "reconcile", "restart")),
+    (DROPPED, ("ended", "budget")),
     (DECODE_ERRORS, ("bad_json", "schema", "unknown_type", "too_large")),
 ):
     for _value in _values:
@@ -106,12 +126,21 @@ class FollowSettings(BaseModel, frozen=True, extra="forbid"):
 
     settle_seconds: PositiveFloat = 1.5  # silence after an idle status before the end of a turn is judged
     recheck_seconds: PositiveFloat = 300.0  # compare with REST at least so often
-    linger_seconds: PositiveFloat = 30.0  # keep the socket of an idle chat so long
+    linger_seconds: PositiveFloat = 30.0  # keep the socket so long after a turn; of a chat that does nothing not at all
     buffer_frames: PositiveInt = 512
     buffer_characters: PositiveInt = 32 * 2**20
+    buffer_characters_of_all: PositiveInt = 256 * 2**20  # of all chats of the process together
+    previews_per_second: PositiveFloat = 5000.0  # of all chats of the process, joined ones counted once
     shed_frames: PositiveInt = 64  # with so many frames waiting, previews of finished steps are left out
     first_delay_seconds: PositiveFloat = 0.5
     longest_delay_seconds: PositiveFloat = 30.0
+
+    def pressure(self, clock: Clock) -> Pressure:
+        """What the followers of a process share."""
+        return Pressure(clock, characters=self.buffer_characters_of_all, previews_per_second=self.previews_per_second)
+
+
+GONE = "gone"  # instead of the digest of a row, where a chat has none any more
 
 
 class Ended(StrEnum):
@@ -140,7 +169,16 @@ class Follower:
     """One chat in one session. `run` until it ends, or until it is cancelled; then ask `clean`."""
 
     def __init__(
-        self, claim: Claim, *, upstream: Upstream, bus: Bus, claims: Claims, clock: Clock, settings: FollowSettings
+        self,
+        claim: Claim,
+        *,
+        upstream: Upstream,
+        bus: Outlet,
+        claims: Claims,
+        clock: Clock,
+        settings: FollowSettings,
+        pressure: Pressure | None = None,
+        dial: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.claim = claim
         self.tail = ChatTail(claim.chat, claim.session, claim.resume)
@@ -149,12 +187,18 @@ class Follower:
         self._claims = claims
         self._clock = clock
         self._settings = settings
+        self._pressure = pressure or settings.pressure(clock)
+        self._dial = dial  # returns when this process may connect again
+        self._muting = Muting()
         self._log = log.bind(chat_id=str(claim.chat.chat_id), session=claim.session)
-        self._chat: JsonObject = {}
+        self._row = ""  # digest of the chat's row as it was read last; empty before that
+        self._status: object = None  # in that row
+        self._chat = b"{}"  # all of it as JSON: an idle chat keeps it for hours
         self._buffer: FrameBuffer | None = None
         self._look = True  # read the chat itself: it may have been renamed or archived
         self._beyond = False  # open the next stream behind all history: it does not fit a frame
         self._heard = False  # this connection brought something: the link works
+        self._stirred = False  # and something that happened while it stood: more may come soon
         self._unheard = False  # discovery saw the chat begin or end a turn, and no frame has come since
         self._proved = ""  # digest of the row up to which the tail is known to have all
         self._in_hand: list[Event] = []  # told by the tail, not confirmed by the broker
@@ -173,7 +217,7 @@ class Follower:
     @property
     def seen(self) -> str:
         """Digest of the chat's row as it was read last; empty before that."""
-        return row_digest(self._chat) if self._chat else ""
+        return self._row
 
     @property
     def news(self) -> bool:
@@ -197,23 +241,31 @@ class Follower:
             return await self._follow()
         except ChatGone:
             self._log.info("chat_gone")
-            await self._send(self.tail.gone(self._chat, self._clock.now()))
-            return Followed(Ended.GONE, "gone", self.clean)
+            self._look = False  # that was the news
+            CLOSES.labels("gone").inc()
+            await self._send(self.tail.gone(decode_json(self._chat), self._clock.now()))
+            return Followed(Ended.GONE, GONE, self.clean)
+        except Unauthorized:
+            CLOSES.labels("auth").inc()
+            raise
         except TooLarge as exc:
             self._log.error("event_too_large", reason=str(exc))
             return Followed(Ended.REFUSED, "", clean=False)  # tried again: somebody may raise the broker's limit
         except ChatRefused as exc:
             self._log.warning("chat_refused", status=exc.status, reason=str(exc))
+            self._look = False
+            CLOSES.labels("auth" if exc.status in (401, 403) else "retry").inc()
             return Followed(Ended.REFUSED, "", self.clean)  # tried again with each sweep: it was not worked off
 
     async def _follow(self) -> Followed:
         delays = self._delays()
         while True:
-            self._heard = False
+            self._heard = self._stirred = False
+            asked = 0.0  # to wait, by the server
             try:
                 with in_state("connecting"):
                     await self._discover()
-                self._proved = row_digest(self._chat)  # the stream begins with all that this row stands for
+                self._proved = self._row  # the stream begins with all that this row stands for
                 self._unheard = False
                 why = await self._connection()
                 if isinstance(why, Followed):
@@ -221,6 +273,7 @@ class Follower:
                 delays = self._delays()
             except Unavailable as exc:
                 why = exc.reason if isinstance(exc, StreamEnded) else "refused"
+                asked = exc.retry_after_seconds or 0.0
                 if self._heard:
                     delays = self._delays()  # forget earlier failures
                 self._log.info("stream_broken", reason=str(exc))
@@ -230,8 +283,11 @@ class Follower:
                 self._buffer = None
                 self.tail.disconnected()
             RECONNECTS.labels(why).inc()
+            CLOSES.labels("resync" if why in _RESYNCS else "retry").inc()
             with in_state("backoff"):
-                await self._clock.sleep(next(delays))
+                await self._clock.sleep(max(next(delays), asked))
+                if self._dial is not None:
+                    await self._dial()
 
     async def _connection(self) -> Followed | str:
         """One stream, until the chat is let go or the tail finds the stream dead: then the reason."""
@@ -243,7 +299,7 @@ class Follower:
                 self._log.debug("stream_opened", after_id=after)
                 self.tail.connected(after)
                 buffer = self._buffer = FrameBuffer(
-                    frames=self._settings.buffer_frames, characters=self._settings.buffer_characters
+                    self._pressure, frames=self._settings.buffer_frames, characters=self._settings.buffer_characters
                 )
                 async with buffer.filled_from(frames):
                     return await self._live(buffer)
@@ -251,11 +307,12 @@ class Follower:
     async def _live(self, buffer: FrameBuffer) -> Followed | str:
         checked = heard = self._clock.monotonic()  # when REST was compared last, when a frame came last
         while True:
-            frames = await buffer.take(self._patience(checked, heard))
+            frames = await buffer.take(self._patience(checked, heard), most=_FEED_AT_ONCE)
             if frames:
                 heard = self._clock.monotonic()
                 self._unheard = False
                 reconnect = await self._take(frames)
+                del frames[:]  # not to be held on to while the next ones are waited for
             elif frames is None and self.tail.settling:
                 reconnect = await self._send(self.tail.settled(self._clock.now()))
             elif frames is None and self.tail.idle and not self._unheard:
@@ -276,11 +333,14 @@ class Follower:
     def _patience(self, checked: float, heard: float) -> float:
         if self.tail.settling or self._unheard:
             return self._settings.settle_seconds
-        until = heard + self._settings.linger_seconds if self.tail.idle else checked + self._settings.recheck_seconds
+        if not self.tail.idle:
+            until = checked + self._settings.recheck_seconds
+        else:
+            until = heard + (self._settings.linger_seconds if self._stirred else self._settings.settle_seconds)
         return max(0.0, until - self._clock.monotonic())
 
     async def _take(self, frames: list[str]) -> str | None:
-        """Feed all frames that wait and publish what comes of them together."""
+        """Feed frames and publish what comes of them together."""
         self._heard = True
         whole = Batch()
         for text in frames:
@@ -290,9 +350,10 @@ class Follower:
                 whole = Batch()
                 if reconnect is not None:
                     return reconnect  # what waits behind it comes again
+        self._stirred = self._stirred or any(event.origin is Origin.LIVE for event in whole.events)
         if len(frames) >= self._settings.shed_frames:
             kept = shed(whole.events, whole.ended)
-            DROPPED.inc(len(whole.events) - len(kept))
+            DROPPED.labels("ended").inc(len(whole.events) - len(kept))
             whole.events = kept
         return await self._send(whole)
 
@@ -302,13 +363,14 @@ class Follower:
             return
         self._look = False
         try:
-            self._chat = await self._upstream.chat(self.chat_id)
+            chat = await self._upstream.chat(self.chat_id)
         except BaseException:
             self._look = True
             raise
         # A stream may be silent although its socket lives: REST tells, unless a frame does in a moment.
-        self._unheard = (self._chat.get("status") in IDLE) == self.tail.running
-        await self._send(self.tail.discovered(self._chat, self._clock.now()))
+        self._row, self._status, self._chat = row_digest(chat), chat.get("status"), encode_json(chat)
+        self._unheard = (self._status in IDLE) == self.tail.running
+        await self._send(self.tail.discovered(chat, self._clock.now()))
 
     async def _let_go(self, buffer: FrameBuffer) -> Followed | str | None:
         """The chat was idle long enough. None when something is going on after all; a reason when the stream is dead.
@@ -320,7 +382,7 @@ class Follower:
         await self._discover()
         if not self._quiet(buffer):
             return None
-        row = row_digest(self._chat)
+        row = self._row
         if row != self._proved:
             reconnect = await self._send(self.tail.recheck(self._clock.now()))
             if reconnect is not None:
@@ -329,7 +391,7 @@ class Follower:
         return Followed(Ended.IDLE, row, self.clean) if self._quiet(buffer) else None
 
     def _quiet(self, buffer: FrameBuffer) -> bool:
-        return not buffer.backlog and self.tail.idle and self._chat.get("status") in IDLE
+        return not buffer.backlog and self.tail.idle and self._status in IDLE
 
     async def _cannot_read(self, exc: BadFrame) -> str:
         """Keep the frame, tell consumers, and let REST say what was in it."""
@@ -361,15 +423,24 @@ class Follower:
         return reconnect
 
     async def _publish(self, batch: Batch) -> None:
-        events = coalesce(batch.events)
-        COALESCED.inc(len(batch.events) - len(events))
+        joined = coalesce(batch.events)
+        COALESCED.inc(len(batch.events) - len(joined))
+        events = self._fitting(joined)
         self._count(batch)
         self._in_hand += events
         await self._hand_over()
-        now = self._clock.now()
-        for event in events:
-            if event.event == "message" and event.origin is Origin.LIVE:
-                LAG.observe(max(0.0, (now - datetime.fromisoformat(event.time)).total_seconds()))
+        live = (event for event in events if event.origin is Origin.LIVE)
+        if (oldest := next((event for event in live if event.event == "message"), None)) is not None:
+            LAG.observe(max(0.0, (self._clock.now() - datetime.fromisoformat(oldest.time)).total_seconds()))
+
+    def _fitting(self, events: list[Event]) -> list[Event]:
+        """Without the previews that are too many for the process."""
+        if not any(event.transient for event in events):
+            return events
+        previews = sum(event.transient and event.detail != "reset" for event in events)
+        kept = self._muting.sift(events, self._pressure.previews(previews))
+        DROPPED.labels("budget").inc(len(events) - len(kept))
+        return kept
 
     async def _hand_over(self) -> None:
         while self._in_hand:

@@ -1,7 +1,6 @@
 """Frames on their way from the socket to the tail: as many as fit, then the socket is not read."""
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -16,30 +15,41 @@ class FrameBuffer:
     previews.
     """
 
+    __slots__ = (
+        "_changed",
+        "_characters",
+        "_limit",
+        "_poked",
+        "_pressure",
+        "_reader",
+        "_room",
+        "_size",
+        "_waiting",
+    )
+
     def __init__(self, pressure: Pressure, *, frames: int, characters: int) -> None:
         self._pressure = pressure
         self._limit = frames
         self._characters = characters
-        self._waiting: deque[str] = deque()
+        self._waiting: list[str] = []
         self._size = 0
         self._reader: asyncio.Task[None] | None = None
         self._poked = False
-        self._changed = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
+        self._changed: asyncio.Future[None] | None = None  # somebody waits for a frame, a poke or the end
+        self._room: asyncio.Future[None] | None = None  # the reader waits for room
 
     def poke(self) -> None:
         """Let `take` return at once, even with nothing."""
         self._poked = True
-        self._changed.set()
+        self._wake()
 
     @property
     def backlog(self) -> int:
         """Frames that wait."""
         return len(self._waiting)
 
-    async def take(self, timeout_seconds: float) -> list[str] | None:
-        """All frames that wait, at least one; an empty list after a poke; None when none came in time.
+    async def take(self, timeout_seconds: float, *, most: int) -> list[str] | None:
+        """The frames that wait, at least one, at most `most`; an empty list after a poke; None when none came in time.
 
         Raises:
             RelayError: What ended the stream, once every frame before it was taken.
@@ -47,23 +57,40 @@ class FrameBuffer:
         if not (self._waiting or self._poked or self._ended):
             try:
                 async with asyncio.timeout(timeout_seconds):
-                    await self._changed.wait()
+                    await self._change()
             except TimeoutError:
                 return None
-        self._changed.clear()
         self._poked = False
         if not self._waiting and self._reader is not None and self._reader.done():
             self._reader.result()
             raise StreamEnded("the stream ended", "network_error")
-        frames = list(self._waiting)
-        self._empty()
+        return self._hand_out(most)
+
+    def _hand_out(self, most: int) -> list[str]:
+        frames, self._waiting = self._waiting[:most], self._waiting[most:]
+        size = sum(map(len, frames))
+        self._size -= size
+        self._pressure.wait(-size)
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
         return frames
 
-    def _empty(self) -> None:
-        self._waiting.clear()
-        self._pressure.wait(-self._size)
-        self._size = 0
-        self._room.set()
+    async def _change(self) -> None:
+        # Futures, not events: an idle chat keeps its buffer for hours, and an event is ten times the size.
+        self._changed = asyncio.get_running_loop().create_future()
+        try:
+            await self._changed
+        finally:
+            self._changed = None
+
+    def _wake(self) -> None:
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
+
+    @property
+    def _full(self) -> bool:
+        waits = self._size >= self._characters or not self._pressure.room
+        return bool(self._waiting) and (waits or len(self._waiting) >= self._limit)
 
     @property
     def _ended(self) -> bool:
@@ -71,22 +98,24 @@ class FrameBuffer:
 
     async def _fill(self, frames: AsyncIterator[str]) -> None:
         async for frame in frames:
-            await self._room.wait()
             self._waiting.append(frame)
             self._size += len(frame)
             self._pressure.wait(len(frame))
-            if len(self._waiting) >= self._limit or self._size >= self._characters or not self._pressure.room:
-                self._room.clear()
-            self._changed.set()
+            del frame  # not to be held on to while the next one is waited for
+            self._wake()
+            if self._full:
+                self._room = asyncio.get_running_loop().create_future()
+                await self._room
+                self._room = None
 
     @asynccontextmanager
     async def filled_from(self, frames: AsyncIterator[str]) -> AsyncIterator[None]:
         """Read the stream while the block runs. What ends the stream is raised by `take`, not here."""
         self._reader = asyncio.create_task(self._fill(frames), name="frames")
-        self._reader.add_done_callback(lambda _: self._changed.set())
+        self._reader.add_done_callback(lambda _: self._wake())
         try:
             yield
         finally:
             self._reader.cancel()
             await asyncio.wait([self._reader])
-            self._empty()
+            self._hand_out(len(self._waiting))

@@ -16,7 +16,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from pydantic import ValidationError
-from sqlalchemy import Connection, insert, text
+from sqlalchemy import Connection, MetaData, insert, text
 from sqlalchemy.exc import IntegrityError
 
 from relay.adapters.clock import SystemClock
@@ -27,9 +27,9 @@ from relay.adapters.store import open_store
 from relay.core.errors import CorruptState, RelayError, Unavailable, WrongSettings
 from relay.core.events import ChatRef
 from relay.ports import Clock
-from tests.adapters.test_store import CHAT, CHILD, LONG, claimed, first_save
+from tests.adapters.test_claims import CHAT, CHILD, claimed, first_save, working
 
-HEAD = "0002"
+HEAD = "0004"
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -121,7 +121,7 @@ async def test_opening_makes_the_tables(empty_database: DatabaseSettings, clock:
 
 
 async def test_without_leave_to_migrate_missing_tables_are_told(empty_database: DatabaseSettings, clock: Clock) -> None:
-    with pytest.raises(WrongSettings, match=r"has schema none, this relay needs 0002: run `relay migrate`"):
+    with pytest.raises(WrongSettings, match=r"has schema none, this relay needs 0004: run `relay migrate`"):
         async with open_store(empty_database, clock, migrate=False):
             pass
     assert await schema_version(empty_database, clock) is None
@@ -131,6 +131,37 @@ def first_tables(connection: Connection) -> None:
     config = upgrade._config()
     config.attributes["connection"] = connection
     command.upgrade(config, "0001")
+
+
+def second_tables(connection: Connection) -> None:
+    config = upgrade._config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "0002")
+
+
+async def test_claims_of_an_older_database_wait_for_a_worker_with_all_that_was_saved(
+    empty_database: DatabaseSettings, clock: Clock
+) -> None:
+    async with Database(empty_database, clock) as database, database.writing() as connection:
+        await connection.run_sync(second_tables)
+        older = MetaData()
+        await connection.run_sync(lambda sync: older.reflect(sync, only=["claims", "known_messages"]))
+        lease = 1_772_366_400_000_000 if database.sqlite else datetime(2026, 3, 1, 12, tzinfo=UTC)
+        for chat, held in ((CHAT, True), (CHILD, False)):
+            key = {"deployment": chat.deployment, "chat_id": chat.chat_id.hex if database.sqlite else chat.chat_id}
+            row = key | {"session": 7, "seen": "digest", "clean": not held, "resume": b'{"after": 5}'}
+            row |= {"worker": "old" if held else None, "lease_until": lease if held else None}
+            row |= {"owner_id": chat.owner_id.hex, "root_chat_id": chat.root_chat_id.hex}
+            await connection.execute(insert(older.tables["claims"]).values(row))
+            await connection.execute(insert(older.tables["known_messages"]).values(key | {"message_id": 5}))
+    async with open_store(empty_database, clock) as store:
+        await working(store, "new")
+        records = await store.records(CHAT.deployment)
+        assert [(r.seen, r.worker, r.clean) for r in records] == [("digest", None, False), ("digest", None, True)]
+        (claim,) = await store.adopt("new", limit=9)
+        assert (claim.chat, claim.session, claim.resume.clean) == (CHAT, 8, False)
+        rested = await claimed(store, chat=CHILD)
+        assert [c.resume.known | {c.resume.after} for c in (claim, rested)] == [{5}, {5}]
 
 
 async def test_archived_chats_of_an_older_database_get_the_time_of_their_archiving(
@@ -249,13 +280,15 @@ async def test_many_operations_cancelled_at_once_leave_no_lock_behind(empty_data
     """As followers are, when their worker stops."""
     chance = random.Random(3)
     async with open_store(empty_database, SystemClock()) as store:
+        for name in range(8):
+            await working(store, str(name))
         for _ in range(60):
-            claims = [asyncio.create_task(store.claim(CHAT, str(name), lease_seconds=0.01)) for name in range(8)]
+            claims = [asyncio.create_task(store.claim(CHAT, str(name))) for name in range(8)]
             await asyncio.sleep(chance.uniform(0, 0.01))
             for claim in claims:
                 claim.cancel()
             await asyncio.wait(claims)
-            await store.renew("nobody", lease_seconds=1)
+            await store.resign("nobody")
 
 
 async def test_an_operation_cancelled_while_it_waits_for_a_writer_is_gone(
@@ -275,6 +308,7 @@ async def test_more_tasks_than_connections_wait_for_each_other(database_settings
     few = database_settings.model_copy(update={"pool_size": 2})
     chats = [ChatRef("https://x", UUID(int=n), CHAT.owner_id, CHAT.root_chat_id) for n in range(40)]
     async with open_store(few, SystemClock()) as store:
+        await working(store, "a")
 
         async def follow(chat: ChatRef) -> frozenset[int]:
             claim = await claimed(store, chat=chat)
@@ -493,8 +527,17 @@ async def test_the_lease_in_sqlite_follows_the_clock_of_the_process(
     sqlite_settings: DatabaseSettings, clock: Clock
 ) -> None:
     async with open_store(sqlite_settings, clock) as store:
-        await claimed(store, "a", lease_seconds=15)
+        await working(store, "b")
+        await working(store, "a", lease_seconds=15)
+        assert await store.claim(CHAT, "a") is not None
         await clock.sleep(14.999999)
-        assert await store.claim(CHAT, "b", lease_seconds=LONG) is None
+        assert await store.claim(CHAT, "b") is None
         await clock.sleep(0.000001)
-        assert await store.claim(CHAT, "b", lease_seconds=LONG) is not None
+        assert await store.claim(CHAT, "b") is not None
+
+
+async def test_a_client_that_fell_silent_in_a_transaction_lets_go_of_its_rows(postgres_database: str) -> None:
+    settings = DatabaseSettings(url=postgres_database, operation_timeout_seconds=1.5)
+    async with Database(settings, SystemClock()) as database, database.reading() as connection:
+        limit = (await connection.execute(text("SHOW idle_in_transaction_session_timeout"))).scalar_one()
+    assert limit == "3s"

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 
 from relay.adapters.database import DatabaseSettings
 from relay.adapters.store import SqlStore, open_store
-from relay.core.errors import LostClaim
 from relay.core.events import ChatRef, Event
-from relay.core.resume import Commit, ResumePoint
-from relay.ports import Charge, ChatRecord, Claim, Clock, Collected, Spend
+from relay.ports import Charge, Clock, Collected, Spend
 from tests.adapters.test_store_archives import history, lifecycle, message, status, turn
 
 # One store serves all examples of a test: each has a chat and a deployment of its own.
@@ -150,84 +148,3 @@ async def test_spend_is_the_sum_over_the_first_copy_of_each_charge(
         assert await store.spend(deployment, owner_id=owner, start=begin, end=end) == Spend(
             sum(costs), len(wanted), len(wanted) - len(costs), newest
         )
-
-
-# --- claims --------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Model:
-    """What one chat's row should be."""
-
-    session: int = 0
-    worker: str | None = None
-    live: bool = False
-    clean: bool = True
-    seen: str = ""
-    point: ResumePoint = field(default_factory=ResumePoint)
-
-    def holds(self, claim: Claim) -> bool:
-        return (self.session, self.worker) == (claim.session, claim.worker)
-
-    def store(self, commit: Commit) -> None:
-        known = (self.point.known - commit.removed) | commit.added
-        self.point = replace(commit.point, known=known)
-
-
-WORKERS = st.sampled_from(["a", "b", "c"])
-LEASES = st.sampled_from([3600.0, 3600.0, 0.0])
-OF_CLAIM = st.integers(0, 9)  # which of the claims made so far; taken modulo
-SETS = st.frozensets(st.integers(1, 8), max_size=3)
-STEPS = st.lists(
-    st.one_of(
-        st.tuples(st.just("claim"), WORKERS, LEASES),
-        st.tuples(st.just("renew"), WORKERS, LEASES),
-        st.tuples(st.just("save"), OF_CLAIM, SETS, SETS),
-        st.tuples(st.just("release"), OF_CLAIM, SETS | st.none(), st.sampled_from([None, "x", "y"]), st.booleans()),
-    ),
-    min_size=5,
-    max_size=25,
-)
-
-
-@examples
-@given(STEPS)
-async def test_rivals_for_a_chat_never_write_over_each_other(store: SqlStore, steps: list[tuple[object, ...]]) -> None:
-    chat, model, made = new_chat(), Model(), list[Claim]()
-    for number, step in enumerate(steps, start=1):
-        match step:
-            case ("claim", str(worker), float(lease)):
-                claim = await store.claim(chat, worker, lease_seconds=lease)
-                if model.live and model.worker not in (None, worker):
-                    assert claim is None
-                else:
-                    expected = replace(model.point, clean=model.clean)
-                    model.session, model.worker, model.live, model.clean = model.session + 1, worker, lease > 0, False
-                    assert claim == Claim(chat, worker, model.session, expected)
-                    made.append(claim)
-            case ("renew", str(worker), float(lease)):
-                mine = model.live and model.worker == worker
-                assert (chat.chat_id in await store.renew(worker, lease_seconds=lease)) is mine
-                model.live = lease > 0 if mine else model.live
-            case ("save", int(which), frozenset() as added, frozenset() as removed) if made:
-                claim, commit = made[which % len(made)], Commit(ResumePoint(after=number), added, removed - added)
-                if model.holds(claim):
-                    await store.save(claim, commit)
-                    model.store(commit)
-                else:
-                    with pytest.raises(LostClaim):
-                        await store.save(claim, commit)
-            case ("release", int(which), added, seen, bool(clean)) if made:
-                assert isinstance(added, frozenset | None)
-                assert isinstance(seen, str | None)
-                claim = made[which % len(made)]
-                last = None if added is None else Commit(ResumePoint(after=number), added, frozenset())
-                await store.release(claim, last, seen=seen, clean=clean)
-                if model.holds(claim):
-                    model.worker, model.live, model.clean, model.seen = None, False, clean, seen or model.seen
-                    if last is not None:
-                        model.store(last)
-        holder = model.worker if model.live else None
-        known = [ChatRecord(chat, model.seen, holder, model.clean)] if made else []
-        assert await store.records(chat.deployment) == known
-    assert [claim.session for claim in made] == list(range(1, len(made) + 1))

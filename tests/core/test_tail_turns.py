@@ -733,8 +733,16 @@ def test_gone_says_so_with_what_was_known_last() -> None:
 def test_coming_back_and_going_again_is_another_fact() -> None:
     tail = Tail()
     first = tail.tail.gone(dict(CHAT), AT).events
-    second = tail.again().tail.gone(dict(CHAT), AT).events
+    again = tail.again()
+    again.tail.discovered(dict(CHAT), AT)
+    second = again.tail.gone(dict(CHAT), AT).events
     assert first[0].id != second[0].id
+
+
+def test_a_chat_that_is_gone_is_gone_once() -> None:
+    tail = Tail()
+    tail.tail.gone(dict(CHAT), AT)
+    assert tail.again().tail.gone(dict(CHAT), AT).events == []
 
 
 # --- what a follower asks ---------------------------------------------------------------------------------------------

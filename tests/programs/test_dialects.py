@@ -114,7 +114,7 @@ async def lives(world: World, accounts: dict[str, Any], chance: random.Random, o
 async def everything_arrived(world: World, accounts: dict[str, Any]) -> None:
     for upstream in accounts.values():
         theirs = World(**{**world.__dict__, "upstream": upstream})
-        rows = await upstream.list_chats(archived=False)
+        rows = [row async for row in upstream.list_chats(archived=False)]
         await theirs.until_equal(*(UUID(str(row["id"])) for row in rows))
 
 

@@ -89,7 +89,7 @@ async def test_who_lost_the_claim_says_nothing_more(world: World) -> None:
     ref = await world.ref(chat)
     claim = None
     while claim is None:
-        claim = await world.store.claim(ref, "two", lease_seconds=60)
+        claim = await world.claim(ref, "two")
     assert claim.session == 2
     with pytest.raises(LostClaim):
         await asyncio.wait_for(first, 10)
@@ -130,8 +130,8 @@ async def test_a_stream_that_fell_silent_while_its_chat_was_idle_hides_no_turn(w
 
 async def test_a_stream_that_fell_silent_in_a_turn_is_found_when_discovery_sees_its_end(world: World) -> None:
     """Long before the next comparison with REST, which is minutes away."""
-    chat = await world.owner.create(STEPS)
     async with world.worker():
+        chat = await world.owner.create(LONG)
         await spoken(world, chat)
         assert world.simulator.silence(chat) == 1
         await world.owner.wait_idle(chat)

@@ -61,7 +61,7 @@ async def test_frames_of_all_followers_together_are_bounded() -> None:
         for _ in range(100):
             await asyncio.sleep(0)
         assert [socket.read for socket in sockets] == read, "sockets are not read"
-        assert await buffers[0].take(1.0), "who takes its frames has room again"
+        assert await buffers[0].take(1.0, most=64), "who takes its frames has room again"
         await until(lambda: sockets[0].read > read[0])
         for task in holding:
             task.cancel()
@@ -71,6 +71,23 @@ async def test_frames_of_all_followers_together_are_bounded() -> None:
 async def _hold(buffer: FrameBuffer, socket: Socket) -> None:
     async with buffer.filled_from(socket.frames()):
         await asyncio.Event().wait()
+
+
+async def test_frames_are_handed_out_in_pieces_and_in_order() -> None:
+    shared = pressure(characters=10**6)
+    buffer = FrameBuffer(shared, frames=5, characters=10**6)
+
+    async def numbers() -> AsyncIterator[str]:
+        for number in range(7):
+            yield str(number)
+        await asyncio.Event().wait()
+
+    async with buffer.filled_from(numbers()):
+        await until(lambda: buffer.backlog == 5)
+        assert await buffer.take(1.0, most=2) == ["0", "1"]
+        await until(lambda: buffer.backlog == 5)
+        assert await buffer.take(1.0, most=64) == ["2", "3", "4", "5", "6"]
+        assert await buffer.take(0.01, most=64) is None
 
 
 def test_previews_have_an_allowance_that_grows_with_time() -> None:

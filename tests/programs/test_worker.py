@@ -162,9 +162,9 @@ async def test_a_worker_that_stood_still_stops_what_another_has_taken(world: Wor
     async with world.worker("slow", lease_seconds=0.6) as (slow, _):
         await until(lambda: slow.state.followed == {chat})
         await spoken(world, chat)
-        await world.write(
-            "UPDATE claims SET worker = 'quick', session = session + 1, lease_until = lease_until + 3600000"
-        )
+        await world.write("UPDATE workers SET lease_until = 0")
+        heir = await world.claim(await world.ref(chat), "quick")
+        assert heir is not None
         await until(lambda: not slow.state.followed)
         told = len(world.bus.published)
         await asyncio.sleep(0.5)  # time enough for many previews, were it still to speak

@@ -3,9 +3,10 @@
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
@@ -17,8 +18,9 @@ from relay.adapters.coder import CoderSettings, CoderUpstream
 from relay.adapters.database import DatabaseSettings
 from relay.adapters.memory import MemoryBus
 from relay.adapters.store import SqlStore
+from relay.core.claims import Peer
 from relay.core.events import ChatRef
-from relay.ports import Budget, ModelPrice, Retention
+from relay.ports import Budget, Claim, ModelPrice, Retention
 from relay.programs.follow import Follower, FollowSettings
 from relay.programs.worker import Worker, WorkerSettings
 from relay.simulator import Simulator
@@ -27,7 +29,14 @@ from tests.e2e.consumer import Consumer, Envelope, fold, last, turns
 
 DEADLINE_SECONDS = 20.0  # failsafe: nothing waits for it when all is well
 FOLLOW = FollowSettings(settle_seconds=0.15, linger_seconds=0.4, first_delay_seconds=0.05, longest_delay_seconds=0.2)
-WORKER = WorkerSettings(sweep_seconds=0.2, lease_seconds=5.0, unauthorized_seconds=0.2)
+WORKER = WorkerSettings(
+    sweep_seconds=0.2,
+    lease_seconds=5.0,
+    look_seconds=0.1,
+    defer_seconds=0.2,
+    dials_per_second=1000.0,
+    unauthorized_seconds=0.2,
+)
 
 
 async def until(fact: Callable[[], object], what: Callable[[], object] = lambda: "") -> None:
@@ -52,6 +61,7 @@ class World:
     upstream: CoderUpstream
     owner: Owner
     directory: Path
+    _starts: Iterator[int] = field(default_factory=count)
 
     # --- the relay ------------------------------------------------------------------------------------------------
 
@@ -61,9 +71,15 @@ class World:
 
     async def follower(self, chat: UUID, *, worker: str = "one", lease_seconds: float = 60.0) -> Follower:
         """A follower that has just claimed the chat."""
-        claim = await self.store.claim(await self.ref(chat), worker, lease_seconds=lease_seconds)
+        claim = await self.claim(await self.ref(chat), worker, lease_seconds=lease_seconds)
         assert claim is not None
         return self.following(claim)
+
+    async def claim(self, chat: ChatRef, worker: str = "one", *, lease_seconds: float = 60.0) -> Claim | None:
+        """A claim by a worker that has just begun, with a lease that nobody renews."""
+        peer = Peer(f"{worker}-{next(self._starts)}", None, 0.0, 1)
+        await self.store.enlist(peer, chat.deployment, lease_seconds=lease_seconds)
+        return await self.store.claim(chat, peer.worker)
 
     def following(self, claim: Any) -> Follower:
         return Follower(
@@ -79,6 +95,7 @@ class World:
             upstream=upstream or self.upstream,
             bus=self.bus,
             claims=self.store,
+            added=self.store,
             clock=SystemClock(),
             settings=WORKER.model_copy(update=settings),
             follow=FOLLOW,

@@ -11,6 +11,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Dialect,
+    Double,
     ForeignKeyConstraint,
     Index,
     Integer,
@@ -24,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 VERSION_TABLE = "relay_schema_version"  # one row, as Alembic keeps it
-NEWEST = "0002"  # the newest migration: so much is known without asking Alembic
+NEWEST = "0004"  # the newest migration: so much is known without asking Alembic
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -89,19 +90,32 @@ def _required(name: str, kind: type[TypeEngine[Any]]) -> Column[Any]:
     return Column(name, kind, nullable=False)
 
 
+_WANTED = text("wanted_since IS NOT NULL")
 claims = Table(
     "claims",
     metadata,
     *_chat(),
     _required("owner_id", Uuid),
     _required("root_chat_id", Uuid),
-    Column("worker", Text),
+    Column("worker", Text),  # who claimed it last; null: it was given back
     _required("session", BigInteger),
-    Column("lease_until", Moment),
+    Column("wanted_since", Moment),  # somebody has to follow it since then; null: it is at rest
     _required("seen", AnyText),
     _required("clean", Boolean),
     Column("resume", LargeBinary),  # JSON of `ResumePoint.to_json`; null before the first save
-    Index(None, "worker"),
+    Index("ix_claims_wanted", "deployment", postgresql_where=_WANTED, sqlite_where=_WANTED),
+)
+
+# A worker without a row here is dead, like one whose lease ran out.
+workers = Table(
+    "workers",
+    metadata,
+    Column("worker", Text, primary_key=True),  # another one with each start
+    _required("deployment", Text),
+    _required("accounts", LargeBinary),  # JSON list of user ids whose chats it can read; null for everybody's
+    _required("lease_until", Moment),
+    _required("load", Double),
+    _required("free", Integer),
 )
 
 # The resume point's set, apart: a chat of 10,000 messages does not write them all again with each one.
@@ -111,6 +125,14 @@ known_messages = Table(
     *_chat(),
     Column("message_id", BigInteger, primary_key=True, autoincrement=False),
     _of("claims"),
+)
+
+added_chats = Table(
+    "added_chats",
+    metadata,
+    *_chat(),
+    _required("added_at", Moment),
+    Column("gone_at", Moment),  # when it was found that the server does not have the chat any more
 )
 
 charges = Table(
