@@ -281,7 +281,7 @@ async def _arrived(accounts: Mapping[str, CoderUpstream], store: SqlStore, seen:
         truths = {
             UUID(str(row["id"])): (await account.messages(UUID(str(row["id"])), down_to=0)).messages
             for account in (accounts[name] for name in OWNERS)
-            for row in await account.list_chats(archived=False)
+            async for row in account.list_chats(archived=False)
         }
         wrong = {
             str(chat_id): lines

@@ -13,7 +13,7 @@ import structlog
 
 from relay.adapters.archive import open_objects
 from relay.adapters.clock import SystemClock
-from relay.adapters.coder import CoderUpstream, open_upstream
+from relay.adapters.coder_accounts import CoderAccounts, open_accounts
 from relay.adapters.ops import Health, announce_build, open_ops, watch_loop
 from relay.adapters.rabbit import RabbitBus, open_rabbit
 from relay.adapters.store import SqlStore, open_store
@@ -41,7 +41,7 @@ class Opened:
 
     bus: RabbitBus
     store: SqlStore
-    upstream: CoderUpstream | None
+    upstream: CoderAccounts | None
     objects: ObjectStore | None
 
 
@@ -89,7 +89,7 @@ async def opened(settings: Settings, roles: tuple[str, ...], health: Health) -> 
         rabbit, database = settings.rabbit, settings.database
         store = await _until_there(stack, lambda: open_store(database, clock), "database", health)
         bus = await _until_there(stack, lambda: open_rabbit(rabbit), "broker", health)
-        upstream = await stack.enter_async_context(open_upstream(settings.coder)) if settings.coder else None
+        upstream = await stack.enter_async_context(open_accounts(settings.coder)) if settings.coder else None
         objects = open_objects(settings.archive) if settings.archive and "archivist" in roles else None
         yield Opened(bus, store, upstream, objects)
 
@@ -114,18 +114,20 @@ async def _watch_dependencies(world: Opened, health: Health) -> None:
         await asyncio.sleep(_CHECK_SECONDS)
         for name, check in (("database", world.store.check), ("broker", world.bus.check)):
             await _check(name, check, health)
+        if world.upstream is not None and world.upstream.several:
+            await _check("coder accounts", world.upstream.check, health)
 
 
 async def _check(name: str, check: Callable[[], Awaitable[None]], health: Health) -> None:
     try:
         await check()
-    except (Unavailable, WrongSettings) as exc:
+    except (Unavailable, Unauthorized, WrongSettings) as exc:
         health.set(name, ok=False, reason=str(exc))
     else:
         health.set(name, ok=True)
 
 
-async def _survey(upstream: CoderUpstream) -> None:
+async def _survey(upstream: CoderAccounts) -> None:
     """Keep knowing what Coder speaks. The worker does without: it is for people to see."""
     while True:
         try:
@@ -144,6 +146,7 @@ async def _program(role: str, settings: Settings, world: Opened, health: Health,
             upstream=world.upstream,
             bus=world.bus,
             claims=world.store,
+            added=world.store,
             clock=clock,
             settings=settings.worker,
             follow=settings.follow,

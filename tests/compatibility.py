@@ -51,8 +51,10 @@ NOTES = """\
   licensed for them; 403 and 404 mean that it is not.
 - **Archived chats are deleted** by servers from 2.33 on, after 30 days unless set otherwise. The archivist tells when
   one without a verified copy comes near.
-- **The owner's read mark** moves when a stream is opened: by anybody up to 2.33, by the owner only from 2.34 on. The
-  relay follows with the owner's token, so a chat that it follows does not stay unread.
+- **The owner's read mark** moves when a stream is opened and when it ends: by anybody's up to 2.33, by the owner's only
+  from 2.34 on. So a chat that is followed with the owner's token does not stay unread; the relay sets the mark back
+  where the server can do that (from about 2.38 on), and follows with another account's token where one may read the
+  chat. `docs/accounts.md` says more.
 - **An upgrade while the relay runs**, also one that moves the API to `/api/v2/chats`, and two ages of servers behind
   one address, lose nothing and tell nothing twice.
 """
@@ -162,6 +164,25 @@ def of(folder: str, first: str, second: str) -> str:
     return f"{total[first]} of {total[second]}"
 
 
+def read_marks(folder: str) -> dict[str, bool]:
+    """What the list said of one chat's `has_unread` after each deed; empty where chats have none."""
+    path = OURS / folder / "unread2.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line] if path.exists() else []
+    return {row["note"]: row["has_unread"][0] for row in rows if "has_unread" in row}
+
+
+def read_mark_mover(folder: str) -> str:
+    marks = read_marks(folder)
+    if not marks:
+        return "there is none"
+    assert not marks["while the owner streams"]
+    return "the owner" if marks["after the admin (site owner, not chat owner) streamed"] else "anybody"
+
+
+def mark_restored(folder: str) -> str:
+    return either(read_marks(folder).get("after PATCH read:false", False))
+
+
 GA: Features = DIALECTS["d3ga"].features
 
 # name -> (a recorded server's cell, the cell of the last column)
@@ -189,6 +210,12 @@ ROWS: dict[str, tuple[Callable[[str], str], str]] = {
     "organization needed to create": (lambda d: either(recorded(d).organizations), either(GA.organizations)),
     "whole-chat summary": (lambda d: either("summary" in recorded(d).chat_keys), YES),
     "sharing": (lambda d: either(recorded(d).answered("GET BASE/ID/acl")), YES),
+    "the owner's read mark is moved by": (read_mark_mover, "the owner"),
+    "a read mark can be set back": (mark_restored, either(GA.unread_again)),
+    "an administrator finds other users' chats": (
+        lambda d: either(recorded(d).answered("GET BASE/usage-limits/status")),
+        either(GA.native_limits),
+    ),
     "native limits and cost reports": (
         lambda d: either(recorded(d).answered("GET BASE/usage-limits/status")),
         either(GA.native_limits),

@@ -1,9 +1,10 @@
 """One account of one Coder server, whatever its age: what is asked, and what the answers come to."""
 
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from uuid import UUID
 
 import structlog
@@ -16,14 +17,18 @@ from relay.adapters.coder_answers import (
     as_objects,
     chat_rows,
     decoded,
+    is_missing,
     message_id,
     model_price,
     refusal,
     user_budget,
     with_children,
 )
-from relay.adapters.coder_link import TOKEN_HEADER, USER_AGENT, CoderLink, CoderSettings, open_link
+from relay.adapters.coder_link import TOKEN_HEADER, USER_AGENT, Body, CoderLink, CoderSettings, open_link
 from relay.adapters.coder_paths import About, ChatsApi
+from relay.adapters.coder_read_marks import ReadMarks
+from relay.adapters.coder_reports import CostReports
+from relay.adapters.coder_rows import rows_of
 from relay.core.dialect import (
     Dialect,
     Evidence,
@@ -36,7 +41,7 @@ from relay.core.dialect import (
     page_evidence,
     tells_all,
 )
-from relay.core.errors import ChatGone, ChatRefused, Unavailable
+from relay.core.errors import ChatGone, ChatRefused, RelayError, Unavailable
 from relay.core.events import JsonObject
 from relay.ports import Account, Budget, MessagePage, ModelPrice, Retention
 
@@ -74,20 +79,12 @@ async def open_upstream(settings: CoderSettings) -> AsyncIterator["CoderUpstream
         yield CoderUpstream(link)
 
 
-class CoderUpstream:
-    """`Upstream` over the network. Get one from `open_upstream`."""
+class Sight:
+    """What was seen of one server, by all its accounts, and the gauge that shows it."""
 
-    def __init__(self, link: CoderLink) -> None:
-        self._link = link
-        self._api = ChatsApi(link, self._saw)
+    def __init__(self) -> None:
         self._witness = Witness()
         self._told: Dialect | None = None
-
-    @property
-    def deployment(self) -> str:
-        return self._link.deployment
-
-    # what it speaks
 
     @property
     def dialect(self) -> Dialect:
@@ -102,6 +99,48 @@ class CoderUpstream:
     def status(self) -> dict[str, object]:
         """For `/status`."""
         return {"dialect": self.dialect.value, "evidence": self.evidence.to_json()}
+
+    def saw(self, found: Evidence) -> None:
+        """Add to it."""
+        self._witness.saw(found, time.monotonic())
+        now = self.dialect
+        if now is not self._told:
+            for dialect in Dialect:
+                SOURCE_DIALECT.labels(dialect.value).set(dialect is now)
+            if self._told is not None:
+                log.info("dialect_seen", dialect=now.value, before=self._told.value, evidence=self.evidence.to_json())
+            self._told = now
+
+
+class CoderUpstream:
+    """`Upstream` over the network, for one account. Get one from `open_upstream`."""
+
+    def __init__(self, link: CoderLink, sight: Sight | None = None) -> None:
+        self._link = link
+        self._sight = sight or Sight()
+        self._saw = self._sight.saw
+        self._api = ChatsApi(link, self._saw)
+        self._marks = ReadMarks(self._api, lambda: (self.evidence.prefix, link.build), keep=link.keeps_unread)
+
+    @property
+    def deployment(self) -> str:
+        return self._link.deployment
+
+    # what it speaks
+
+    @property
+    def dialect(self) -> Dialect:
+        """The age of the server, as far as it was seen."""
+        return self._sight.dialect
+
+    @property
+    def evidence(self) -> Evidence:
+        """What was seen, of each kind the newest."""
+        return self._sight.evidence
+
+    def status(self) -> dict[str, object]:
+        """For `/status`."""
+        return self._sight.status()
 
     async def survey(self) -> None:
         """Look at what the other calls do not show by themselves. A few reads; nothing is changed, no read mark moved.
@@ -123,22 +162,18 @@ class CoderUpstream:
                 if found.asc_messages is not None:
                     break
 
-    def _saw(self, found: Evidence) -> None:
-        self._witness.saw(found, time.monotonic())
-        now = self.dialect
-        if now is not self._told:
-            for dialect in Dialect:
-                SOURCE_DIALECT.labels(dialect.value).set(dialect is now)
-            if self._told is not None:
-                log.info("dialect_seen", dialect=now.value, before=self._told.value, evidence=self.evidence.to_json())
-            self._told = now
-
     # REST
 
+    async def accounts(self) -> Sequence[Account]:
+        return [await self.account()]
+
     async def account(self) -> Account:
+        """Whose token this is."""
         user, answer = await self._me()
+        roles = user.get("roles")
+        named = [role.get("name") for role in roles if isinstance(role, dict)] if isinstance(roles, list) else []
         try:
-            return Account(user_id=UUID(str(user["id"])), username=str(user["username"]))
+            return Account(UUID(str(user["id"])), str(user["username"]), administrator="owner" in named)
         except (KeyError, ValueError) as exc:
             raise Unavailable(f"{answer.call}: an answer without id and username") from exc
 
@@ -146,34 +181,53 @@ class CoderUpstream:
         answer = await self._link.call("account", "GET", "/api/v2/users/me")
         return as_object(answer, decoded(answer, of_chat=False)), answer
 
-    async def list_chats(self, *, archived: bool) -> Sequence[JsonObject]:
+    async def list_chats(self, *, archived: bool) -> AsyncGenerator[JsonObject, None]:
         # No other term: servers differ in which they know, and answer 400 or 500 to the rest.
         query = {"q": "archived:true"} if archived else {}
+        told: set[object] = set()
+        async with aclosing(self._rows(query)) as rows:
+            async for listed in rows:
+                if not told:
+                    self._saw(list_evidence([listed]))
+                for row in with_children([listed]):
+                    if row["id"] not in told:
+                        told.add(row["id"])
+                        yield row
+
+    async def _rows(self, query: dict[str, str]) -> AsyncGenerator[JsonObject, None]:
+        """The list as the server sends it."""
         # One call is the only consistent list: pages are cut from an order that moves with every change of a chat.
-        answer = await self._list(query | {"limit": str(_ALL_CHATS)})
-        rows = await self._list_by_pages(query) if answer.status == 400 else chat_rows(answer)
-        self._saw(list_evidence(rows))
-        return with_children(rows)
+        body = await self._api.fetch("chats", query | {"limit": str(_ALL_CHATS)})
+        if isinstance(body, Body):
+            rows = rows_of(body)
+        elif body.status == 400:
+            rows = self._paged_rows(query)
+        else:
+            raise refusal(body, of_chat=False, now=datetime.now(UTC))
+        async with aclosing(rows):
+            async for row in rows:
+                yield row
 
-    async def _list(self, query: dict[str, str]) -> Answer:
-        return await self._api.call("chats", "GET", query=query, about=About.ACCOUNT)
-
-    async def _list_by_pages(self, query: dict[str, str]) -> list[JsonObject]:
-        """All chats of a server that wants pages.
+    async def _paged_rows(self, query: dict[str, str]) -> AsyncGenerator[JsonObject, None]:
+        """All chats of a server that wants pages, each when it is found.
 
         A page starts behind the last chat of the page before, at wherever that chat is by now. It may have moved up,
         so that pages overlap; or down, as a chat that is not pinned any more, so that others are passed over; or away.
         So all is read again until that brings nothing new.
         """
-        found: dict[object, JsonObject] = {}
+        found: set[object] = set()
         for _ in range(_LIST_PASSES):
             before = len(found)
             after: dict[str, str] = {}
             stale = 0  # pages since the last one with news
             while True:
-                answer = await self._list(query | after | {"limit": str(_CHATS_PAGE)})
-                page, known = chat_rows(answer), len(found)
-                found.update((row["id"], row) for row in page)
+                asked = query | after | {"limit": str(_CHATS_PAGE)}
+                page = chat_rows(await self._api.call("chats", "GET", query=asked, about=About.ACCOUNT))
+                known = len(found)
+                for row in page:
+                    if row["id"] not in found:
+                        found.add(row["id"])
+                        yield row
                 stale = stale + 1 if len(found) == known else 0
                 # The cursor chat may have moved to the top, and all that is known goes by once more.
                 if len(page) < _CHATS_PAGE or stale >= known // _CHATS_PAGE + 2:
@@ -181,7 +235,10 @@ class CoderUpstream:
                 after = {"after_id": str(page[-1]["id"])}
             if len(found) == before:
                 break
-        return list(found.values())
+
+    def reports(self, *, days: int) -> CostReports:
+        """What an administrator learns of other users' chats with an answer in so many days."""
+        return CostReports(self._api, days=days, chat=self.chat)
 
     async def chat(self, chat_id: UUID) -> JsonObject:
         answer = await self._of_chat("chat", f"{chat_id}")
@@ -238,7 +295,7 @@ class CoderUpstream:
         # Only Coder's own word counts: a proxy's 404 would make every charge of the day unpriced.
         if answer.status == 403 and answer.said is not None:
             return {}
-        if _is_missing(answer):
+        if is_missing(answer):
             return await self._prices_of_organizations()
         prices = {}
         for row in as_objects(answer, decoded(answer, of_chat=False, exact_fractions=True)):
@@ -294,7 +351,7 @@ class CoderUpstream:
 
     async def _days(self, name: str) -> int | None:
         answer = await self._option("retention", f"/config/{name.replace('_', '-')}")
-        if _is_missing(answer) or (answer.status == 403 and answer.said is not None):
+        if is_missing(answer) or (answer.status == 403 and answer.said is not None):
             return None
         days = as_object(answer, decoded(answer, of_chat=False)).get(name)
         if type(days) is not int:
@@ -306,13 +363,25 @@ class CoderUpstream:
 
     # streams
 
-    def stream(
+    @asynccontextmanager
+    async def stream(
         self, chat_id: UUID, *, after_id: int, after_revision: int | None = None
-    ) -> AbstractAsyncContextManager[AsyncIterator[str]]:
+    ) -> AsyncIterator[AsyncIterator[str]]:
         query = {"after_id": str(after_id)}
         if after_revision is not None:
             query["after_revision"] = str(after_revision)
-        return self._open(f"/{chat_id}/stream", query, about=About.CHAT)
+        unread = await self._marks.unread(chat_id)
+        moved = False
+        try:
+            async with self._open(f"/{chat_id}/stream", query, about=About.CHAT) as frames:
+                wanted = _Wanted(frames, partial(self._marks.after_first_frame, chat_id) if unread else None)
+                try:
+                    yield wanted
+                finally:
+                    moved = not wanted.broken and await self._marks.unread(chat_id)
+        finally:
+            if moved:
+                await self._marks.after_close(chat_id)
 
     def watch(self) -> AbstractAsyncContextManager[AsyncIterator[str]]:
         return self._open("/watch", {}, about=About.ACCOUNT)
@@ -339,7 +408,24 @@ class CoderUpstream:
             await connection.close()
 
 
-def _is_missing(answer: Answer) -> bool:
-    """Whether Coder itself says that it has no such path. Removed ones fall into that of a chat, which wants a UUID."""
-    said = answer.said or ""
-    return (answer.status == 404 and said != "") or (answer.status == 400 and said.startswith("Invalid UUID"))
+class _Wanted:
+    """The frames; what is to be done after the first; and whether they broke off before the reader had enough."""
+
+    def __init__(self, frames: AsyncIterator[str], after_first: Callable[[], Awaitable[None]] | None) -> None:
+        self._frames = frames
+        self._after_first = after_first
+        self.broken = False
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        try:
+            frame = await anext(self._frames)
+        except RelayError:
+            self.broken = True
+            raise
+        if self._after_first is not None:
+            act, self._after_first = self._after_first, None
+            await act()
+        return frame

@@ -159,6 +159,12 @@ def with_children(rows: Iterable[JsonObject]) -> list[JsonObject]:
     return list(found.values())
 
 
+def is_missing(answer: Answer) -> bool:
+    """Whether Coder itself says that it has no such path. Removed ones fall into that of a chat, which wants a UUID."""
+    said = answer.said or ""
+    return (answer.status == 404 and said != "") or (answer.status == 400 and said.startswith("Invalid UUID"))
+
+
 def message_id(answer: Answer, row: JsonObject) -> int:
     if type(row.get("id")) is not int or not isinstance(row.get("role"), str):
         raise Unavailable(f"{answer.call}: a message without an id or a role")

@@ -4,12 +4,13 @@ What is asked and what answers mean is decided elsewhere; here every call ends i
 """
 
 import asyncio
+import codecs
 import logging
 import math
 import re
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -55,6 +56,23 @@ def _server_url(text: str) -> str:
     return str(url).rstrip("/")  # host in lower case, default port left out: it becomes part of event ids
 
 
+_TOKEN = "RELAY_CODER__TOKEN"  # noqa: S105
+
+
+class AccountSettings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
+    """One of several accounts."""
+
+    name: str = ""  # in logs and in `/status`
+    token: SecretStr | None = None  # this or
+    token_file: Path | None = None  # that; read again when the server refuses the token
+
+    @model_validator(mode="after")
+    def _one_token(self) -> Self:
+        if (self.token is None) == (self.token_file is None):
+            raise ValueError("each account has exactly one of token and token_file")
+        return self
+
+
 class CoderSettings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
     """Which server, as whom."""
 
@@ -66,19 +84,38 @@ class CoderSettings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors
     ping_interval_seconds: PositiveFloat = 20.0  # we ping too: a dead link looks like a chat where nothing happens
     ping_timeout_seconds: PositiveFloat = 20.0
     slow_reader_seconds: PositiveFloat = 10.0  # the server drops a stream it could not write to for so long
+    keep_unread: bool = True  # set read marks of owners back that a stream of theirs moved, where the server can
+
+    accounts: Sequence[AccountSettings] = ()  # more of them, of the same server
+    refused_seconds: PositiveFloat = 30.0  # after which an account is tried again whose token was refused
+    administrator: bool = False  # follow other users' chats too, where cost reports name them
+    administrator_days: PositiveInt = 30  # those with an answer in so many days
 
     @model_validator(mode="after")
     def _one_token(self) -> Self:
-        if (self.token is None) == (self.token_file is None):
-            raise ValueError("exactly one of RELAY_CODER__TOKEN and RELAY_CODER__TOKEN_FILE is needed")
+        if self.token is not None and self.token_file is not None:
+            raise ValueError("RELAY_CODER__TOKEN and RELAY_CODER__TOKEN_FILE are both set: leave one of them out")
+        if self.token is None and self.token_file is None and not self.accounts:
+            raise ValueError(
+                "exactly one of RELAY_CODER__TOKEN and RELAY_CODER__TOKEN_FILE is needed, or RELAY_CODER__ACCOUNTS"
+            )
         return self
 
+    def each_account(self) -> Iterator[tuple[str, str, Self]]:
+        """Name of each account, where its token stands, and settings with that token alone."""
+        if self.token is not None or self.token_file is not None:
+            yield "account", _TOKEN, self.model_copy(update={"accounts": ()})
+        for number, account in enumerate(self.accounts, 1):
+            token = {"token": account.token, "token_file": account.token_file}
+            where = f"RELAY_CODER__ACCOUNTS, number {number}: token"
+            yield account.name or f"account {number}", where, self.model_copy(update={**token, "accounts": ()})
 
-def _read_token(settings: CoderSettings) -> SecretStr:
+
+def _read_token(settings: CoderSettings, where: str) -> SecretStr:
     if settings.token_file is None:
-        where, token = "RELAY_CODER__TOKEN", cast(SecretStr, settings.token).get_secret_value()
+        token = cast(SecretStr, settings.token).get_secret_value()
     else:
-        where = f"RELAY_CODER__TOKEN_FILE ({settings.token_file})"
+        where = f"{where}_FILE ({settings.token_file})" if where == _TOKEN else f"{where}_file ({settings.token_file})"
         try:
             token = settings.token_file.read_text()
         except (OSError, UnicodeDecodeError) as exc:
@@ -96,10 +133,12 @@ _ENDPOINTS = (
     "archive",
     "chat",
     "chats",
+    "cost_reports",
     "gateway_budget",
     "messages",
     "model_configs",
     "probe",
+    "read_mark",
     "retention",
     "usage_limits",
 )
@@ -182,6 +221,7 @@ def _end_reason(exc: ConnectionClosed, *, slow: bool) -> str:
 
 _CLOSE_SECONDS = 1.0  # politeness of a socket that is let go; a dead one must not hold up the shutdown
 _SLOW_MEMORY_SECONDS = 60.0  # what a pause in reading led to shows only after the buffers are read
+_PIECE_BYTES = 64 * 2**10  # of a long answer: a few milliseconds of work
 _FRAMES_AHEAD = 4  # read before they are asked for, apart from what came in the same read; each may be of full size
 
 # At DEBUG websockets logs the headers of handshakes, so the token. Not even then.
@@ -203,13 +243,16 @@ def _tls() -> ssl.SSLContext:
 
 
 @asynccontextmanager
-async def open_link(settings: CoderSettings) -> AsyncIterator["CoderLink"]:
+async def open_link(settings: CoderSettings, where: str = _TOKEN) -> AsyncIterator["CoderLink"]:
     """A link for one account. Opening it does not speak to the server yet.
+
+    Args:
+        where: The setting that has the token, for errors.
 
     Raises:
         WrongSettings: There is no usable token, or the proxy in the environment cannot be used.
     """
-    token = _read_token(settings)
+    token = _read_token(settings, where)
     try:
         http = httpx.AsyncClient(
             verify=_tls(),
@@ -225,16 +268,64 @@ async def open_link(settings: CoderSettings) -> AsyncIterator["CoderLink"]:
             f"the proxy that the environment names (HTTPS_PROXY, ALL_PROXY) cannot be used: {exc}"
         ) from exc
     async with http:
-        yield CoderLink(settings, token, http)
+        yield CoderLink(settings, token, http, where)
+
+
+class Body:
+    """The text of a 200 as it comes in. Whoever gets one closes it."""
+
+    def __init__(
+        self,
+        call: str,
+        response: httpx.Response,
+        timeout_seconds: float,
+        no_answer: Callable[[str, Exception], Unavailable],
+    ) -> None:
+        self.call = call
+        self.headers: Mapping[str, str] = response.headers
+        self._response = response
+        self._timeout_seconds = timeout_seconds
+        self._no_answer = no_answer
+
+    async def pieces(self) -> AsyncGenerator[str, None]:
+        """Pieces of about 64 KiB. The others get their turn before each.
+
+        Raises:
+            Unavailable: The next piece did not come within the deadline of a call, or never will.
+            ValueError: It is not UTF-8.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        chunks = self._response.aiter_bytes(_PIECE_BYTES)
+        while True:
+            await asyncio.sleep(0)
+            try:
+                async with asyncio.timeout(self._timeout_seconds):
+                    chunk = await anext(chunks)
+            except StopAsyncIteration:
+                break
+            except (httpx.HTTPError, TimeoutError) as exc:
+                raise self._no_answer(self.call, exc) from exc
+            yield decoder.decode(chunk)
+        yield decoder.decode(b"", final=True)
+
+    async def close(self) -> None:
+        """Let the connection go; what was not read is not wanted."""
+        await self._response.aclose()
 
 
 class CoderLink:
     """Calls and sockets of one account. Get one from `open_link`."""
 
-    def __init__(self, settings: CoderSettings, token: SecretStr, http: httpx.AsyncClient) -> None:
+    def __init__(self, settings: CoderSettings, token: SecretStr, http: httpx.AsyncClient, where: str) -> None:
         self._settings = settings
         self._token = token
+        self._where = where
         self._http = http
+        self.build = ""  # of the server that answered last, as it calls itself: it changes with an upgrade
+
+    @property
+    def keeps_unread(self) -> bool:
+        return self._settings.keep_unread
 
     @property
     def deployment(self) -> str:
@@ -249,7 +340,7 @@ class CoderLink:
         yield refused
         if self._token == refused and self._settings.token_file is not None:
             try:
-                self._token = _read_token(self._settings)
+                self._token = _read_token(self._settings, self._where)
             except WrongSettings as exc:
                 raise Unauthorized(f"the token is refused, and {exc}") from exc
             if self._token != refused:
@@ -279,17 +370,39 @@ class CoderLink:
                 break
         return _answer(f"{method} {path}", response.status_code, response.headers, response.content, token)
 
-    async def _send(self, endpoint: str, call: str, request: httpx.Request) -> httpx.Response:
+    async def fetch(self, endpoint: str, path: str, query: dict[str, str]) -> "Body | Answer":
+        """As a GET through `call`, for an answer that may be long: the body of a 200 comes in pieces."""
+        call = f"GET {path}"
+        for token in self._tokens():
+            request = self._http.build_request(
+                "GET", self.deployment + path, params=query, headers={TOKEN_HEADER: token.get_secret_value()}
+            )
+            response = await self._send(endpoint, call, request, stream=True)
+            if response.status_code == 200:
+                return Body(call, response, self._settings.timeout_seconds, self._no_answer)
+            try:
+                async with asyncio.timeout(self._settings.timeout_seconds):
+                    body = await response.aread()
+            except (httpx.HTTPError, TimeoutError) as exc:
+                raise self._no_answer(call, exc) from exc
+            finally:
+                await response.aclose()
+            if response.status_code != 401:
+                break
+        return _answer(call, response.status_code, response.headers, body, token)
+
+    async def _send(self, endpoint: str, call: str, request: httpx.Request, *, stream: bool = False) -> httpx.Response:
         started = time.perf_counter()
         try:
             # httpx limits the wait for each read; a server that drips must not hold us for ever.
             async with asyncio.timeout(self._settings.timeout_seconds):
-                response = await self._http.send(request)
+                response = await self._http.send(request, stream=stream)
         except (httpx.HTTPError, TimeoutError) as exc:
             HTTP_REQUESTS.labels(endpoint, "error").inc()
             raise self._no_answer(call, exc) from exc
         HTTP_SECONDS.labels(endpoint).observe(time.perf_counter() - started)
         HTTP_REQUESTS.labels(endpoint, _code_label(response.status_code)).inc()
+        self.build = response.headers.get("X-Coder-Build-Version", self.build)
         return response
 
     # sockets
@@ -358,6 +471,7 @@ class CoderLink:
             looking = looking and look(frame)
             handed_out = time.monotonic()
             yield frame
+            del frame  # may be a whole history: an idle chat waits here for hours
             if time.monotonic() - handed_out >= self._settings.slow_reader_seconds:
                 last_slow = time.monotonic()
 

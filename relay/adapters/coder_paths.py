@@ -14,13 +14,13 @@ import structlog
 from websockets.asyncio.client import ClientConnection
 
 from relay.adapters.coder_answers import NOT_FOUND, Answer, decoded, refusal
-from relay.adapters.coder_link import CoderLink
+from relay.adapters.coder_link import Body, CoderLink
 from relay.core.dialect import Evidence, Prefix
 from relay.core.errors import RelayError
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
-Reply = TypeVar("Reply", Answer, ClientConnection | Answer)
+Reply = TypeVar("Reply", Answer, ClientConnection | Answer, Body | Answer)
 
 PATHS: dict[Prefix, str] = {"v2": "/api/v2/chats", "experimental": "/api/experimental/chats"}
 _OTHER: dict[Prefix, Prefix] = {"v2": "experimental", "experimental": "v2"}
@@ -68,6 +68,10 @@ class ChatsApi:
         A 404 to `About.CHAT` is returned when the server has the API and says so about this very chat.
         """
         return await self._ask(lambda path: self._link.call(endpoint, method, path + below, query, body), about)
+
+    async def fetch(self, endpoint: str, query: dict[str, str]) -> Body | Answer:
+        """As `CoderLink.fetch`, of the list of chats."""
+        return await self._ask(lambda path: self._link.fetch(endpoint, path, query), About.ACCOUNT)
 
     async def dial(self, below: str, query: dict[str, str], *, about: About) -> ClientConnection | Answer:
         """As `CoderLink.dial`, at the path `below` the API's."""

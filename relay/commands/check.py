@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, field
 import click
 
 from relay.adapters.clock import SystemClock
-from relay.adapters.coder import CoderUpstream, open_upstream
+from relay.adapters.coder_accounts import CoderAccounts, open_accounts
 from relay.adapters.logs import LogSettings, configure_logs
 from relay.adapters.rabbit import open_rabbit
 from relay.adapters.store import open_store
 from relay.core.dialect import Dialect
 from relay.core.errors import BadFrame, ChatRefused, Unauthorized, Unavailable, WrongSettings
-from relay.ports import Retention
+from relay.ports import Account, Retention
 from relay.settings import Settings, read_settings
 
 _GREETING_SECONDS = 1.0  # a server that greets does so at once
@@ -70,18 +70,26 @@ async def _check(settings: Settings) -> list[_Result]:
     async def coder() -> _Result:
         if settings.coder is None:
             raise WrongSettings("not set: RELAY_CODER__URL and RELAY_CODER__TOKEN (or RELAY_CODER__TOKEN_FILE)")
-        async with open_upstream(settings.coder) as upstream:
-            account = await upstream.account()
-            chats = await upstream.list_chats(archived=False)
+        async with open_accounts(settings.coder) as upstream:
+            accounts = {name: who async for name, who in upstream.each()}
+            known = [who for who in accounts.values() if isinstance(who, Account)]
+            chats = 0
+            async for _ in upstream.list_chats(archived=False):
+                chats += 1
             await upstream.survey()
             await _see_a_frame(upstream)
             retention = await upstream.retention()
+        users = ", ".join(who.username for who in known)
+        shown = {name: _account(who) for name, who in accounts.items()}
+        lines = [f"{name}: {said}" for name, said in shown.items()] if len(shown) > 1 else []
+        if not settings.coder.administrator and any(who.administrator for who in known):
+            lines.append("a token of the owner role: RELAY_CODER__ADMINISTRATOR=true follows other users' chats too")
         return _Result(
             "coder",
-            True,
-            f"{settings.coder.url} as {account.username}, {len(chats)} chats",
-            {**upstream.status(), "retention": asdict(retention)},
-            _about(upstream, retention),
+            len(known) == len(accounts),
+            f"{settings.coder.url} as {users}, {chats} chats",
+            {**upstream.status(), "accounts": shown, "retention": asdict(retention)},
+            [*lines, *_about(upstream, retention)],
         )
 
     results = []
@@ -93,7 +101,13 @@ async def _check(settings: Settings) -> list[_Result]:
     return results
 
 
-async def _see_a_frame(upstream: CoderUpstream) -> None:
+def _account(who: Account | Unauthorized) -> str:
+    if isinstance(who, Unauthorized):
+        return f"REFUSED {who}"
+    return who.username + (", owner role" if who.administrator else "")
+
+
+async def _see_a_frame(upstream: CoderAccounts) -> None:
     """The watch socket opens, and says what frames look like, if the server greets there as old ones do."""
     async with upstream.watch() as frames:
         with suppress(TimeoutError, BadFrame):
@@ -101,7 +115,7 @@ async def _see_a_frame(upstream: CoderUpstream) -> None:
                 await anext(frames)
 
 
-def _about(upstream: CoderUpstream, retention: Retention) -> list[str]:
+def _about(upstream: CoderAccounts, retention: Retention) -> list[str]:
     seen = upstream.evidence
     limits = {
         True: "has spend limits of its own; models cost what RELAY_METER__PRICES says, else what Coder says",

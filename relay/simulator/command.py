@@ -31,6 +31,7 @@ Examples:
   relay simulator                                    a quiet server on port 3000
   relay simulator --scenarios --speed 5              chats that show what chats do, five times as fast
   relay simulator --chats 50 --seed 7                fifty chats made up from a seed
+  relay simulator --idle-chats 50000                 many chats where nothing goes on
   relay simulator --dialect d3 --scenarios           the same chats on a newer server
   relay simulator --scenarios --cut-every 40 --lose-parts 0.05
   relay simulator --scenarios --zombie-every 20 --silence-every 15 --silence-for 5
@@ -81,6 +82,7 @@ def _timed(name: str, what: str) -> Callable[[Callable[..., None]], Callable[...
 )
 @click.option("--scenarios", is_flag=True, help=f"Drive the named scenarios: {', '.join(SCENARIOS)}.")
 @click.option("--chats", default=0, type=click.IntRange(0), help="Drive so many chats made up from the seed.")
+@click.option("--idle-chats", default=0, type=click.IntRange(0), help="Chats of ann that have had their answer.")
 @click.option("--replay", "recording", type=click.Path(path_type=Path), help="Serve a recording (.jsonl) instead.")
 @click.option("--cut-every", type=click.IntRange(1), metavar="N", help="Fault: cut each stream after every N frames.")
 @click.option("--lose-parts", type=_Number(0, 1), metavar="RATE", help="Fault: lose live parts.")
@@ -117,6 +119,7 @@ def simulator(
     dialect: str,
     scenarios: bool,
     chats: int,
+    idle_chats: int,
     recording: Path | None,
     cut_every: int | None,
     lose_parts: float | None,
@@ -147,11 +150,11 @@ def simulator(
         wanted += [{"kind": kind, name: value} for kind, name, value in flags if value is not None]
         timed = _timed_faults(**times)
         if recording is not None:
-            if scenarios or chats or wanted or timed:
+            if scenarios or chats or idle_chats or wanted or timed:
                 raise click.UsageError("--replay serves a recording as it is: no --scenarios, --chats or faults.")
             work = _replay(Recording(recording), config, say)
         else:
-            number = (len(SCENARIOS) if scenarios else 0, chats)
+            number = (len(SCENARIOS) if scenarios else 0, chats, idle_chats)
             work = _simulate(config, say, faults=wanted, timed=timed, number=number, exit_when_done=exit_when_done)
         asyncio.run(work)
     except BadFault as exc:
@@ -170,14 +173,15 @@ async def _simulate(
     *,
     faults: list[dict[str, Any]],
     timed: Sequence[TimedFault],
-    number: tuple[int, int],
+    number: tuple[int, int, int],
     exit_when_done: bool,
 ) -> None:
-    named, generated = number
+    named, generated, idle = number
     interrupted = _on_interrupt()
     async with Simulator(config) as server:
         for fault in faults:
             server.faults.add(**fault)
+        server.database.create_idle_chats(idle, server.users["ann"].id)
         model_id = str(server.model_configs[0].id)
         say(
             "started",

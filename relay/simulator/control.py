@@ -22,6 +22,8 @@ ACTIONS = {
     "inject": "a raw text as a frame {raw, chat?}",
     "replay_parts": "the part buffer again {chat?}",
     "unanswered": "the next runs end without an answer {times?}",
+    "idle_chats": "many chats that have had their answer {count, owner?}",
+    "purge": "delete a chat for good, as retention does; nobody is told {chat}",
     "roll": "half of the requests find another age of server {dialect; absent: no more}",
     "restart": "stop and start again {keep_data?, polite?, down_seconds?, recovery_ms?, dialect?}",
 }
@@ -136,6 +138,8 @@ class ControlApi:
             case "unanswered":
                 simulator.leave_unanswered(int(_number(body, "times") or 1))
                 return {"struck": 0}
+            case "idle_chats" | "purge":
+                return self._change_rows(action, body)
             case "roll":
                 try:
                     simulator.roll(_dialect(body))
@@ -151,6 +155,20 @@ class ControlApi:
                     dialect=_dialect(body),
                 )
                 return {"struck": 1}
+
+    def _change_rows(self, action: str, body: dict[str, Any]) -> JsonObject:
+        simulator, chat = self._simulator, _chat(body)
+        if action == "idle_chats":
+            owner = simulator.users.get(str(body.get("owner", "ann")))
+            if owner is None:
+                raise BadRequest(f"owner must be one of: {', '.join(simulator.users)}")
+            made = simulator.database.create_idle_chats(int(_number(body, "count") or 1), owner.id)
+            return {"struck": 0, "made": len(made)}
+        row = simulator.database.chats.get(chat) if chat else None
+        if row is None:
+            raise BadRequest("purge needs 'chat', the id of one")
+        simulator.database.delete_chat(row)
+        return {"struck": 0}
 
     def fault_answer(self, fault: Fault) -> web.Response:
         """The answer that an `answer` fault gives instead of the server's."""

@@ -152,6 +152,7 @@ class Features:
     # 2.38
     organization_models: bool = False  # models below /organizations/{org}, none below the chats
     revisions: bool = False  # after_revision, history_version in statuses and pages
+    unread_again: bool = False  # PATCH read sets the owner's read mark; before, it is taken and ignored
 
 
 _D0B = Features(
@@ -209,7 +210,7 @@ _D3 = replace(
     calls_last=True,
     message_lists=True,
 )
-_D3GA = replace(_D3, prefixes=(STABLE,), organization_models=True, revisions=True)
+_D3GA = replace(_D3, prefixes=(STABLE,), organization_models=True, revisions=True, unread_again=True)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The chats API but for its administration: chats, messages, queue, archive, stream, watch."""
 
+import asyncio
 from datetime import datetime
 from typing import Protocol
 from uuid import UUID
@@ -35,6 +36,7 @@ from relay.simulator.wire import NIL_UUID, JsonObject, go_json, parse_int, parse
 
 DEFAULT_PAGE = 50
 LONGEST_PAGE = 200
+ROWS_AT_ONCE = 100
 
 
 class Sockets(Protocol):
@@ -56,6 +58,7 @@ class ChatsApi:
         self._dialect = dialect
         self._sockets = sockets
         self._has = dialect.features
+        self._kept: dict[UUID, tuple[object, str]] = {}  # rows of lists
         self.routes: list[tuple[str, str, Handler]] = [
             ("GET", "", self.list_chats),
             ("POST", "", self.create_chat),
@@ -114,7 +117,28 @@ class ChatsApi:
             cursor = self._database.chats.get(after_id)
             chats = [chat for chat in chats if cursor and _place(chat) < _place(cursor)]
         page = chats[offset : offset + (limit or DEFAULT_PAGE)]
-        return answer_json([self._dialect.chat(c, children=self._children(c), in_list=True) for c in page])
+        rows = []
+        for chat in page:
+            rows.append(self._row(chat))
+            if len(rows) % ROWS_AT_ONCE == 0:
+                await asyncio.sleep(0)  # the list may be long, and others wait for their frames
+        body = ("[" + ",".join(rows) + "]\n").encode("utf-8", errors="replace")
+        return web.Response(body=body, headers={"Content-Type": "application/json; charset=utf-8"})
+
+    def _row(self, chat: Chat) -> str:
+        """The chat in a list, as text. That of one without sub-agents is kept: long lists are asked for again."""
+        children = self._children(chat)
+        if children:
+            return go_json(self._dialect.chat(chat, children=children, in_list=True))
+        state = (
+            *(chat.title, chat.status, chat.last_error, chat.updated_at, chat.archived, chat.last_model_config_id),
+            *(chat.read_up_to, len(chat.messages), chat.pin_order, len(chat.readers), tuple(chat.labels.items())),
+            *(chat.last_turn_summary, chat.summary),
+        )
+        kept = self._kept.get(chat.id)
+        if kept is None or kept[0] != state:
+            kept = self._kept[chat.id] = (state, go_json(self._dialect.chat(chat, in_list=True)))
+        return kept[1]
 
     def _stands_in_lists(self, chat: Chat) -> bool:
         """Where lists are trees, a sub-agent's chat stands below its root."""
@@ -173,6 +197,9 @@ class ChatsApi:
                 call.chat.labels = body.texts("labels")
             pin_order = body.integer("pin_order")
             call.chat.pin_order = call.chat.pin_order if pin_order is None else pin_order
+        read = body.flag("read") if self._has.unread_again else None
+        if read is not None:
+            (call.chat.mark_read if read else call.chat.mark_unread)()
         if self._has.titles_by_hand and body.text("title"):
             self._daemon.set_title(call.chat, body.text("title"))
         return no_content()
@@ -371,9 +398,13 @@ class ChatsApi:
         after_id = self._cursor(call, "after_id") or 0
         after_revision = self._cursor(call, "after_revision") if self._has.revisions else None
         _check_upgrade(call.request, "Failed to open chat stream.")
-        if call.user.id == call.chat.owner_id or not self._has.owner_speaks:
-            call.chat.read_up_to = max((message.id for message in call.chat.messages), default=0)
-        return await self._sockets.serve_stream(call.request, call.chat, after_id, after_revision)
+        if call.user.id != call.chat.owner_id and self._has.owner_speaks:
+            return await self._sockets.serve_stream(call.request, call.chat, after_id, after_revision)
+        call.chat.mark_read()
+        try:
+            return await self._sockets.serve_stream(call.request, call.chat, after_id, after_revision)
+        finally:
+            call.chat.mark_read()
 
     def _cursor(self, call: Call, name: str) -> int | None:
         if not call.query.get(name):

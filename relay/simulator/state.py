@@ -111,7 +111,7 @@ class Usage:
         )
 
 
-@dataclass
+@dataclass(slots=True)
 class Message:
     """One row of chat_messages.
 
@@ -145,7 +145,7 @@ class QueuedMessage:
     model_config_id: UUID | None = None
 
 
-@dataclass
+@dataclass(slots=True)
 class Chat:
     """One row of chats.
 
@@ -201,6 +201,14 @@ class Chat:
         """Whether an answer came that the owner has not seen."""
         return any(m.role == "assistant" and m.id > self.read_up_to for m in self.history())
 
+    def mark_read(self) -> None:
+        """As a stream of the owner does when it opens and when it ends."""
+        self.read_up_to = self.messages[-1].id if self.messages else 0
+
+    def mark_unread(self) -> None:
+        """Unread again, if there is an answer at all."""
+        self.read_up_to = 0
+
     def history(self, after_id: int = 0) -> list[Message]:
         """Visible, undeleted messages with a higher id, by id."""
         return [m for m in self.messages if m.visible and not m.deleted and m.id > after_id]
@@ -252,6 +260,7 @@ class Database:
         self.users = {user.id: user for user in users}
         self.model_configs = {config.id: config for config in model_configs}
         self.chats: dict[UUID, Chat] = {}
+        self._children: dict[UUID, list[Chat]] = {}  # by root
         self.files: dict[UUID, StoredFile] = {}
         self.organization_id = NIL_UUID
         self.limits = UsageLimits(updated_at=clock.now())
@@ -294,6 +303,7 @@ class Database:
         if parent is not None:
             chat.parent_id = parent.id
             chat.root_id = parent.root_id or parent.id
+            self._children.setdefault(chat.root_id, []).append(chat)
         self.chats[chat.id] = chat
         for _ in range(1 if parent else 2):
             self.insert(chat, "system", (Part("text", text="…"),), now, visible=False)
@@ -350,5 +360,26 @@ class Database:
         chat.queue.append(queued)
         return queued
 
+    def delete_chat(self, chat: Chat) -> None:
+        """As a purge does, with the chats of its sub-agents. Nobody is told."""
+        for gone in (chat, *self._children.pop(chat.id, ())):
+            del self.chats[gone.id]
+        if chat.root_id is not None and chat.root_id in self._children:
+            self._children[chat.root_id].remove(chat)
+
+    def create_idle_chats(self, count: int, owner: UUID) -> list[Chat]:
+        """So many chats of a user that have had their answer, at next to no cost. Nobody is told of them."""
+        model = self.default_model()
+        model_id = NIL_UUID if model is None else model.id
+        prompt, answer = (Part("text", text="hello"),), (Part("text", text="Hello!"),)
+        chats = []
+        for number in range(count):
+            chat = self.create_chat(owner, f"Idle chat {number + 1}", prompt, model_id)
+            chat.status = "waiting"
+            self.insert(chat, "assistant", answer, self.clock.now(), model=model_id)
+            chats.append(chat)
+        return chats
+
     def children(self, chat: Chat) -> list[Chat]:
-        return [other for other in self.chats.values() if other.root_id == chat.id]
+        """The chats of its sub-agents, if it is a root."""
+        return self._children.get(chat.id, [])

@@ -51,8 +51,8 @@ async def test_a_cookie_of_the_server_never_comes_back() -> None:
         upstream,
         server,
     ):
-        await upstream.list_chats(archived=False)
-        await upstream.list_chats(archived=False)
+        [row async for row in upstream.list_chats(archived=False)]
+        [row async for row in upstream.list_chats(archived=False)]
     assert ["Cookie" in request.headers for request in server.requests] == [False, False]
 
 
@@ -61,7 +61,7 @@ async def test_a_server_below_a_path() -> None:
         settings = CoderSettings.model_validate({"url": f"{server.url}/coder/", "token": TOKEN})
         async with open_upstream(settings) as upstream:
             assert upstream.deployment == f"{server.url}/coder"
-            await upstream.list_chats(archived=False)
+            [row async for row in upstream.list_chats(archived=False)]
             await error_of(upstream, "watch")
     assert [request.path for request in server.requests] == [f"/coder{CHATS}", f"/coder{CHATS}/watch"]
 
@@ -88,7 +88,7 @@ async def test_a_chat_comes_as_sent_with_exact_integers() -> None:
 async def test_the_list_is_one_call(archived: bool, query: dict[str, str]) -> None:
     rows = [{"id": str(UUID(int=n))} for n in range(700)]
     async with upstream_of(answer(rows)) as (upstream, server):
-        assert await upstream.list_chats(archived=archived) == rows
+        assert [row async for row in upstream.list_chats(archived=archived)] == rows
     assert [dict(request.query) for request in server.requests] == [query]
 
 
@@ -127,7 +127,7 @@ class PagedChats:
 async def test_a_server_that_wants_pages_loses_no_chat(count: int) -> None:
     chats = PagedChats(count)
     async with upstream_of(chats) as (upstream, _server):
-        assert [row["id"] for row in await upstream.list_chats(archived=False)] == chats.order
+        assert [row["id"] async for row in upstream.list_chats(archived=False)] == chats.order
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ async def test_a_chat_that_moves_while_the_pages_are_read_is_not_lost(moves: dic
     chats = PagedChats(200)
     chats.moves = {page: chats.order[place] for page, place in moves.items()}
     async with upstream_of(chats) as (upstream, _server):
-        found = [str(row["id"]) for row in await upstream.list_chats(archived=False)]
+        found = [str(row["id"]) async for row in upstream.list_chats(archived=False)]
     assert sorted(found) == sorted(chats.order)
 
 
@@ -152,7 +152,7 @@ async def test_a_cursor_chat_that_is_not_pinned_any_more_makes_nothing_be_passed
     chats = PagedChats(200)
     chats.falls = {place // 50 + 1: chats.order[place]}
     async with upstream_of(chats) as (upstream, _server):
-        found = [str(row["id"]) for row in await upstream.list_chats(archived=False)]
+        found = [str(row["id"]) async for row in upstream.list_chats(archived=False)]
     assert sorted(found) == sorted(chats.order)
 
 
@@ -161,7 +161,7 @@ async def test_a_cursor_chat_that_is_deleted_does_not_end_the_list(place: int) -
     chats = PagedChats(200)
     chats.goes = {place // 50 + 1: chats.order[place]}
     async with upstream_of(chats) as (upstream, _server):
-        found = [str(row["id"]) for row in await upstream.list_chats(archived=False)]
+        found = [str(row["id"]) async for row in upstream.list_chats(archived=False)]
     assert set(found) >= set(chats.order)
 
 
@@ -173,7 +173,7 @@ async def test_a_server_that_ignores_the_cursor_does_not_hold_us_for_ever() -> N
         return web.json_response([{"id": str(UUID(int=n))} for n in range(limit)])
 
     async with upstream_of(handler) as (upstream, server):
-        assert len(await upstream.list_chats(archived=False)) == 50
+        assert len([row async for row in upstream.list_chats(archived=False)]) == 50
     assert len(server.requests) < 10
 
 

@@ -127,7 +127,7 @@ async def test_frames_are_told_apart_as_they_go_by(folder: str) -> None:
 async def test_a_list_has_all_chats_of_all_its_trees_and_their_objects_whole(folder: str, archived: bool) -> None:
     script = Recorded(folder)
     async with upstream_of(script) as (upstream, _server):
-        rows = await upstream.list_chats(archived=archived)
+        rows = [row async for row in upstream.list_chats(archived=archived)]
         assert upstream.evidence.tree_list is (folder not in ("d0", "d0b"))
     roots = json.loads(script.lists[archived])
     children = [child for root in roots for child in root.get("children") or []]
@@ -141,7 +141,7 @@ async def test_a_subagents_chat_comes_with_its_root_once_and_however_deep() -> N
     child = {"id": str(UUID(int=2)), "archived": True, "children": [grandchild, {"shape": "unknown"}, "odd"]}
     root = {"id": str(UUID(int=1)), "children": [child]}
     async with upstream_of(answer([root, child, {"id": str(UUID(int=4)), "children": None}])) as (upstream, _server):
-        rows = await upstream.list_chats(archived=False)
+        rows = [row async for row in upstream.list_chats(archived=False)]
     assert [UUID(str(row["id"])).int for row in rows] == [1, 2, 3, 4]
     assert rows[0] == root
 
@@ -152,8 +152,8 @@ async def test_the_only_search_term_is_one_that_every_server_answers(folder: str
     answered = {key.partition("?")[2]: status for key, (status, _) in answers_of(folder).items() if "?q=" in key}
     assert {400, 500} & set(answered.values())
     async with upstream_of(Recorded(folder)) as (upstream, server):
-        await upstream.list_chats(archived=False)
-        await upstream.list_chats(archived=True)
+        [row async for row in upstream.list_chats(archived=False)]
+        [row async for row in upstream.list_chats(archived=True)]
         await upstream.survey()
     searched = {f"q={request.query['q']}" for request in server.requests if "q" in request.query}
     assert {answered[query] for query in searched} == {200}

@@ -84,10 +84,10 @@ def in_rotation() -> Callable[[], bool]:
 )
 async def test_the_final_place_is_tried_first(version: str, paths: list[str]) -> None:
     async with upstream_of(Coder(version), place=None) as (upstream, server):
-        await upstream.list_chats(archived=False)
+        [row async for row in upstream.list_chats(archived=False)]
         assert [request.path for request in server.requests] == paths
         assert [dict(request.query) for request in server.requests[:-1]] == [{"limit": "1"}] * (len(paths) - 1)
-        await upstream.list_chats(archived=True)
+        [row async for row in upstream.list_chats(archived=True)]
         assert [request.path for request in server.requests[len(paths) :]] == [paths[-1]]  # kept
 
 
@@ -109,7 +109,7 @@ async def test_an_answer_of_the_api_itself_settles_where_it_is(status: int) -> N
     ):
         for _ in range(2):
             with suppress(RelayError):
-                await upstream.list_chats(archived=False)
+                [row async for row in upstream.list_chats(archived=False)]
     probes = [request.path for request in server.requests if dict(request.query) == {"limit": "1"}]
     assert probes == [V2]
 

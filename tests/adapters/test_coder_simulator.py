@@ -30,8 +30,8 @@ class Side:
 
 
 @asynccontextmanager
-async def upstream_of(simulator: Simulator, token: str) -> AsyncIterator[CoderUpstream]:
-    settings = {"url": simulator.url, "token": token, "timeout_seconds": 10}
+async def upstream_of(simulator: Simulator, token: str, **more: object) -> AsyncIterator[CoderUpstream]:
+    settings = {"url": simulator.url, "token": token, "timeout_seconds": 10, **more}
     async with open_upstream(CoderSettings.model_validate(settings)) as upstream:
         yield upstream
 
@@ -82,8 +82,8 @@ async def test_the_list_has_the_own_chats_archived_or_not(side: Side) -> None:
     await side.ann.wait_idle(archived)
     await side.upstream.archive_chat(archived)
     await side.upstream.archive_chat(archived)
-    assert [row["id"] for row in await side.upstream.list_chats(archived=False)] == [str(kept)]
-    assert [row["id"] for row in await side.upstream.list_chats(archived=True)] == [str(archived)]
+    assert [row["id"] async for row in side.upstream.list_chats(archived=False)] == [str(kept)]
+    assert [row["id"] async for row in side.upstream.list_chats(archived=True)] == [str(archived)]
     assert (await side.upstream.chat(archived))["archived"] is True
 
 
@@ -141,7 +141,7 @@ async def test_limits_budget_and_retention(side: Side) -> None:
 async def test_a_subagents_chat_is_listed_as_its_root_is(side: Side) -> None:
     root = await side.ann.create("[agent n=2 ms=1] delegate")
     await side.ann.wait_idle(root)
-    rows = await side.upstream.list_chats(archived=False)
+    rows = [row async for row in side.upstream.list_chats(archived=False)]
     assert sorted(str(row.get("parent_chat_id")) for row in rows) == sorted(["None", str(root)])
 
 
@@ -270,6 +270,6 @@ async def test_a_server_that_is_upgraded_under_us_is_followed(before: str, after
             assert (await upstream.chat(chat))["id"] == str(chat)
             async with upstream.stream(chat, after_id=0) as stream:
                 await read_until(stream, is_waiting)
-            assert [row["id"] for row in await upstream.list_chats(archived=False)] == [str(chat)]
+            assert [row["id"] async for row in upstream.list_chats(archived=False)] == [str(chat)]
             await upstream.survey()
             assert upstream.dialect == after

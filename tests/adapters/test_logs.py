@@ -119,9 +119,10 @@ def test_an_exception_is_in_its_event_with_its_cause(logged: Logged) -> None:
         assert part in str(event["exception"])
 
 
-async def test_what_asyncio_complains_of_is_logged(logged: Logged) -> None:
+async def test_what_asyncio_complains_of_is_logged(logged: Logged, asyncio_complaints: list[str]) -> None:
     asyncio.get_running_loop().call_exception_handler({"message": "Task was destroyed but it is pending!"})
     assert [event["event"] for event in logged()] == ["Task was destroyed but it is pending!"]
+    assert asyncio_complaints.pop().startswith("Task was destroyed")
 
 
 def test_warnings_are_logged(capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,9 +150,11 @@ async def test_the_second_copy_of_a_status_may_come_when_it_is_past(start: Start
     ],
 )
 async def test_an_error_says_more_with_age(start: Start, dialect: str, keys: list[str]) -> None:
-    client = await start(dialect=dialect)
+    client = await start(dialect=dialect, poll_ms=1e9)
     chat = await client.owner().create("[fail n=2] no")
     async with client.stream(chat) as seen:
+        await seen.until(lambda s: s.frames)
+        client.simulator.poll(chat)  # now: who comes later is not told the error
         await seen.until(lambda s: s.last == "error")
     assert [list(event["error"]) for event in seen.events if event["type"] == "error"] == [keys]
     assert isinstance((await client.call("GET", f"/{chat}")).json["last_error"], str)
