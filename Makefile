@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format contract services-start services-stop lock clean
+.PHONY: help demo test lint format contract mutants chaos bench services-start services-stop lock clean
 
 RUN := .venv/bin/python -m
 LOCKS := requirements-build.lock pyproject.toml
@@ -16,6 +16,15 @@ demo: .venv/runtime ## Follow ten simulated chats and check every fold (ARGS="--
 
 test: lint ## Start RabbitMQ and PostgreSQL, lint, run the whole suite (ARGS="tests/core -x" narrows it)
 	@.venv/bin/python scripts/services run -- $(RUN) pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
+
+mutants: .venv/dev ## Break the code on purpose, many times, and see that the tests notice (ARGS="--list", "--only NAME")
+	@.venv/bin/python scripts/services run -- .venv/bin/python scripts/mutants $(ARGS)
+
+chaos: .venv/dev ## Strike the relay in every way while chats talk (ARGS="--plans all --seeds 50 --dialect d3", "--help")
+	@$(RUN) tests.chaos $(ARGS)
+
+bench: .venv/dev ## Measure everything briefly (ARGS="all --json figures.json" measures it well, see `relay bench --help`)
+	@.venv/bin/python scripts/services run -- .venv/bin/relay bench $(or $(ARGS),all --short)
 
 lint: .venv/dev ## Check style, format, types, floors and shell scripts
 	@$(RUN) ruff check --quiet

@@ -53,9 +53,14 @@ class _Later(NamedTuple):
 # The list of commands is shown from here: to import all of them for it would take seconds.
 COMMANDS: Mapping[str, _Later] = {
     "archivist": _Later("relay.commands.run:archivist", "Keep a verified copy of every finished chat."),
+    "bench": _Later(
+        "relay.commands.bench:bench",
+        "Measure this machine: publisher, decoder, the whole path, sockets, failover, latency.",
+    ),
     "check": _Later("relay.commands.check:check", "Try settings and connections, each with what to do about it."),
     "contract": _Later("relay.contract.command:contract", "The contract of this version as documents."),
     "demo": _Later("relay.commands.demo:demo", "Run everything in one process against a simulated Coder server."),
+    "follow": _Later("relay.commands.follow:follow", "Follow chats that no account of the relay lists."),
     "meter": _Later(
         "relay.commands.run:meter", "Charge what was used at configured prices and tell when a limit is near."
     ),
