@@ -1,9 +1,11 @@
 """The real servers of the tests: who needs one asks for a fixture here and gets a corner of it for itself."""
 
+import gc
+import logging
 import os
 import ssl
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from functools import cache
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -15,6 +17,39 @@ from hypothesis import settings
 # The same examples every time: a red run can be repeated. `--hypothesis-profile=default` looks for new ones.
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.load_profile("ci")
+
+
+class Complaints(logging.Handler):
+    """What asyncio reports of tasks whose exception nobody asked for, or that were forgotten while they ran."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.heard.append(self.format(record))
+
+
+@pytest.fixture(scope="session")
+def complaints_of_all_tests() -> Iterator[Complaints]:
+    complaints = Complaints()
+    logging.getLogger("asyncio").addHandler(complaints)
+    yield complaints
+    gc.collect()
+    logging.getLogger("asyncio").removeHandler(complaints)
+    assert not complaints.heard, "\n".join(complaints.heard)
+
+
+@pytest.fixture(autouse=True)
+def asyncio_complaints(complaints_of_all_tests: Complaints) -> Iterator[list[str]]:
+    """No exception vanishes: what asyncio complains of fails the test, or one soon after it, when its garbage is found.
+
+    Who provokes a complaint clears the list.
+    """
+    yield complaints_of_all_tests.heard
+    heard = complaints_of_all_tests.heard.copy()
+    complaints_of_all_tests.heard.clear()
+    assert not heard, "\n".join(heard)
 
 
 def offered(variable: str) -> str:

@@ -16,6 +16,9 @@ GROUPS = {name: group for name, field in Settings.model_fields.items() if (group
 IN_WORDS = {
     "RELAY_WORKER__NAME": "host and process id",
     "RELAY_METER__PRICES": "{}",
+    "RELAY_RABBIT__HOSTS": "[]",
+    "RELAY_CODER__ACCOUNTS": "[]",
+    "RELAY_WORKER__MAX_STREAMS_PER_SERVER": "no limit",
     "RELAY_METER__POLICIES": "[]",
     "RELAY_DATABASE__URL": "sqlite+aiosqlite:///relay.db",
 }

@@ -5,6 +5,7 @@ from bisect import bisect_left
 from collections import Counter as Count
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
@@ -103,19 +104,25 @@ class Sender(Protocol):
 
 def outgoing(event: Event) -> Outgoing:
     """The event as it travels."""
-    happened = max(datetime.fromisoformat(event.time), _EPOCH)
+    name, body = event.named_body()
     durable = not event.transient
     return Outgoing(
-        str(event.id),
+        name,
         event.event if event.family == "chat" else event.family,
         EXCHANGE,
         event.routing_key,
-        event.encode(),
+        body,
         event.type,
-        int(happened.timestamp()),
+        _seconds(f"{event.time[:19]}Z" if event.time.endswith("Z") else event.time),
         persistent=durable,
         mandatory=durable,
     )
+
+
+@lru_cache(maxsize=256)
+def _seconds(time: str) -> int:
+    """Since 1970. What goes out together mostly happened within the same few seconds."""
+    return int(max(datetime.fromisoformat(time), _EPOCH).timestamp())
 
 
 # --- counted -------------------------------------------------------------------------------------------------------

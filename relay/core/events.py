@@ -401,6 +401,10 @@ class Event:
 
         Written by hand around `data`, since nearly all of it is the same from event to event.
         """
+        return self.named_body()[1]
+
+    def named_body(self) -> tuple[str, bytes]:
+        """The id as text, and the body on the wire."""
         chat = self.chat
         key = f"{self.id.int:032x}"
         name = f"{key[:8]}-{key[8:12]}-{key[12:16]}-{key[16:20]}-{key[20:]}"
@@ -412,7 +416,7 @@ class Event:
             f'"time":"{time}",{schema},"session":{self.session},"position":{self.position},'
             f'"origin":"{self.origin.value}",{chat.wire_people},"traceparent":"00-{key}-{key[16:]}-00","data":'
         )
-        return b"".join((head.encode(), encode_json(self.data), b"}"))
+        return name, b"".join((head.encode(), encode_json(self.data), b"}"))
 
 
 @lru_cache(maxsize=1024)

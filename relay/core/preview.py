@@ -349,7 +349,7 @@ def coalesce(events: Iterable[Event]) -> list[Event]:
     """
     joined: list[Event] = []
     for event in events:
-        before = joined[-1] if joined else None
+        before = joined[-1] if joined and event.transient else None
         merged = _merged(before, event) if before is not None else None
         if merged is None:
             joined.append(event)

@@ -500,7 +500,7 @@ def test_the_same_server_has_one_url(url: str, deployment: str) -> None:
         pytest.param({"url": f"https://ann:{TOKEN}@coder.example.com"}, "no user or password", id="password in it"),
         pytest.param({"url": "https://coder.example.com/?x=1"}, "query", id="query"),
         pytest.param({"token": None}, "exactly one of", id="no token"),
-        pytest.param({"token_file": "/run/token"}, "exactly one of", id="two tokens"),
+        pytest.param({"token_file": "/run/token"}, "both set", id="two tokens"),
         pytest.param({"tokn": "x"}, "tokn", id="a misspelt name"),
         pytest.param({"timeout_seconds": 0}, "greater than 0", id="no time"),
     ],
