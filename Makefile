@@ -15,7 +15,7 @@ demo: .venv/runtime ## Follow ten simulated chats and check every fold (ARGS="--
 	@.venv/bin/relay demo $(ARGS)
 
 test: lint ## Start RabbitMQ and PostgreSQL, lint, run the whole suite (ARGS="tests/core -x" narrows it)
-	@.venv/bin/python scripts/services run -- $(RUN) pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
+	@.venv/bin/python scripts/services run -- $(RUN) pytest --numprocesses 3 --dist worksteal $(ARGS)
 
 mutants: .venv/dev ## Break the code on purpose, many times, and see that the tests notice (ARGS="--list", "--only NAME")
 	@.venv/bin/python scripts/services run -- .venv/bin/python scripts/mutants $(ARGS)

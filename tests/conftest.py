@@ -116,3 +116,12 @@ async def postgres_database(database_url: str) -> AsyncIterator[str]:
         await server.execute(f'DROP DATABASE "{name}" WITH (FORCE)')  # FORCE: a failed test may have left connections
     finally:
         await server.close()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes long, unless it is asked for."""
+    if os.environ.get("RELAY_TEST_LONG"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker("long")]

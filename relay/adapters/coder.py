@@ -404,8 +404,11 @@ class CoderUpstream:
         try:
             yield frames
         finally:
-            await frames.aclose()
-            await connection.close()
+            try:
+                await frames.aclose()
+                await connection.close()
+            finally:
+                connection.transport.abort()  # who is cancelled while saying goodbye leaves no socket behind
 
 
 class _Wanted:

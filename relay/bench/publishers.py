@@ -21,7 +21,7 @@ from relay.bench.raw_publisher import RawPublisher
 from relay.bench.samples import Sample, samples
 from relay.core.events import APP_ID, CONTENT_TYPE
 
-_POOL = 5_000  # different messages; more than ever are in flight
+POOL = 5_000  # different messages; more than ever are in flight
 _TASKS = 256  # of those that publish one message at a time
 _SENDERS, _AT_ONCE = 8, 128  # of ours, which takes several
 _RAW_WINDOW = 2048
@@ -126,7 +126,7 @@ class _Round:
 
 
 async def _serve_library(name: str, url: str, queue: str) -> None:
-    pool = samples(_POOL)
+    pool = samples(POOL)
     async with PUBLISHERS[name](url, queue) as sends:
         rounds = _Round(pool)
         say({"ready": name})
@@ -138,7 +138,7 @@ async def _serve_library(name: str, url: str, queue: str) -> None:
 
 
 def _serve_raw(url: str, queue: str) -> None:
-    publisher = RawPublisher(url, queue, samples(_POOL), _RAW_WINDOW)
+    publisher = RawPublisher(url, queue, samples(POOL), _RAW_WINDOW)
     say({"ready": RAW})
     for line in sys.stdin:
         seconds = float(json.loads(line)[1]["seconds"])

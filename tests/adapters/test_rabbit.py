@@ -34,7 +34,9 @@ def publisher(request: pytest.FixtureRequest) -> str:
     return str(getattr(request, "param", "pipelined"))
 
 
-both_ways = pytest.mark.parametrize("publisher", ["pipelined", "plain"], indirect=True)
+both_ways = pytest.mark.parametrize(
+    "publisher", ["pipelined", pytest.param("plain", marks=pytest.mark.long)], indirect=True
+)
 
 
 @pytest.fixture
