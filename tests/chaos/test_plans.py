@@ -23,13 +23,9 @@ pytestmark = [
 QUICK = (
     (
         Run("worker-killed", 1, "d0", small=True),
-        Run("worker-frozen", 1, "d1", small=True),
-        Run("queues-deleted", 1, "d2", small=True),
         Run("upstream-restarted", 1, "d3ga", small=True),
-        Run("half-open", 1, "d1e", small=True),
         Run("sockets-cut", 1, "d3", small=True),
     ),
-    (Run("killed-at-alarm", 1, "d0b", small=True),),
 )
 ROUNDS = (
     (

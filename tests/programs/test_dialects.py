@@ -29,7 +29,7 @@ from relay.simulator.owner import Owner
 from relay.simulator.scenarios import run_scenarios
 from tests.programs.world import FOLLOW, WORKER, World, counted, until, upstream_settings, while_running
 
-SPEED = 8.0
+SPEED = 5.0  # slow enough for lives to end while chats talk
 SEED = 4
 TALK = ("tools", "retry", "error", "interrupt", "queue", "edit", "two tools", "client tool")
 
