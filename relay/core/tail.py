@@ -92,6 +92,7 @@ class ChatTail:
     __slots__ = (
         "_armed",
         "_asked",
+        "_asked_for",
         "_batch",
         "_connection",
         "_doubt",
@@ -105,7 +106,7 @@ class ChatTail:
         "_idle_seen",
         "_listing",
         "_live",
-        "_newest",
+        "_newest_text",
         "_pending",
         "_queue",
         "_queue_due",
@@ -149,7 +150,9 @@ class ChatTail:
         self._upstream_status: str | None = None  # last one observed on this connection
         self._queue = PromptQueue(resume.queue, resume.queue_max, resume.left)
         self._armed = False  # a live prompt came while the queue was empty: an empty queue_update now means an edit
-        self._newest: Message | None = None  # the newest assistant message seen
+        # Of the newest assistant message seen. Not all of it: an idle chat keeps this for hours.
+        self._newest_text: str | None = None
+        self._asked_for: list[JsonObject] = []  # its calls that want a `tool` message
         self._history_version: int | None = resume.revision
         self._turn_revision = resume.revision
         self._doubt = resume.doubt
@@ -454,8 +457,7 @@ class ChatTail:
         if not parts or self._upstream_status in IDLE or self._upstream_status == "pending":
             return  # of a run that is over: the messages tell it better
         stored = self._turn.calls if self._turn else frozenset[str]()
-        newest = self._newest.text if self._newest is not None else None
-        self._telling.previews(self._live.snapshot(parts, stored_calls=stored, newest_text=newest))
+        self._telling.previews(self._live.snapshot(parts, stored_calls=stored, newest_text=self._newest_text))
 
     # --- live events --------------------------------------------------------------------------------------------------
 
@@ -559,7 +561,9 @@ class ChatTail:
 
     def _note_newest(self, message: Message) -> None:
         if message.role == "assistant" and not message.compaction:
-            self._newest = message
+            self._newest_text = message.text
+            calls = message.calls
+            self._asked_for = [part for part in message.parts if part.get("tool_call_id") in calls] if calls else []
 
     def _take_part(self, seen: PartSeen) -> None:
         if isinstance(self._live, EpisodeText):
@@ -637,9 +641,8 @@ class ChatTail:
     def _late_action(self) -> None:
         """Who joins a waiting chat is not told what it waits for, up to 2.34: the last message's unanswered calls."""
         answered = self._turn.answered if self._turn is not None else frozenset[str]()
-        open_calls = self._newest.calls - answered if self._newest is not None else frozenset[str]()
-        if self._newest is not None and open_calls:
-            calls = [action_of(part) for part in self._newest.parts if part.get("tool_call_id") in open_calls]
+        calls = [action_of(part) for part in self._asked_for if part["tool_call_id"] not in answered]
+        if calls:
             self._telling.action(calls)
 
     # --- REST answers -------------------------------------------------------------------------------------------------
