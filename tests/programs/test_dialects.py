@@ -91,12 +91,13 @@ async def mortal_workers(world: World, accounts: dict[str, Any], life: int) -> A
                 bus=Mortal(world.bus, dead),
                 claims=Mortal(world.store, dead),
                 clock=SystemClock(),
-                settings=WORKER.model_copy(update={"lease_seconds": 1.0}),
+                settings=WORKER.model_copy(update={"lease_seconds": 10.0}),
                 follow=FOLLOW,
             )
             await stack.enter_async_context(while_running(worker.run()))
         yield
         dead.set()
+    await world.write("UPDATE workers SET lease_until = 0")  # the time passes in no time
 
 
 async def lives(world: World, accounts: dict[str, Any], chance: random.Random, over: asyncio.Event) -> None:

@@ -1,6 +1,7 @@
 """The whole relay within one process, against a simulated server: its bus in memory, its store in SQLite."""
 
 import asyncio
+import io
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -28,6 +29,7 @@ from relay.simulator.owner import Owner
 from tests.e2e.consumer import Consumer, Envelope, fold, last, turns
 
 DEADLINE_SECONDS = 20.0  # failsafe: nothing waits for it when all is well
+_LONGEST_LOOK_SECONDS = 0.5
 FOLLOW = FollowSettings(settle_seconds=0.15, linger_seconds=0.4, first_delay_seconds=0.05, longest_delay_seconds=0.2)
 WORKER = WorkerSettings(
     sweep_seconds=0.2,
@@ -41,10 +43,33 @@ WORKER = WorkerSettings(
 
 async def until(fact: Callable[[], object], what: Callable[[], object] = lambda: "") -> None:
     """Return once the fact holds; `what` says how things stand when it never does."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
+    patience = Patience()
     while not fact():
-        assert time.monotonic() < deadline, what()
+        assert patience.left, f"{what()}\n{patience.tasks()}"
         await asyncio.sleep(0.01)
+
+
+class Patience:
+    """What is left of the deadline. A machine that stands still for a while does not use it up."""
+
+    def __init__(self, seconds: float = DEADLINE_SECONDS) -> None:
+        self._seconds = seconds
+        self._looked = time.monotonic()
+
+    @property
+    def left(self) -> bool:
+        now = time.monotonic()
+        self._seconds -= min(now - self._looked, _LONGEST_LOOK_SECONDS)
+        self._looked = now
+        return self._seconds > 0
+
+    @staticmethod
+    def tasks() -> str:
+        """Where every task waits: without it nobody knows what hung."""
+        told = io.StringIO()
+        for task in asyncio.all_tasks():
+            task.print_stack(limit=4, file=told)
+        return told.getvalue()
 
 
 def counted(name: str, **labels: str) -> float:
@@ -142,10 +167,10 @@ class World:
 
     async def until_equal(self, *chats: UUID) -> None:
         """Wait until consumers know these idle chats as Coder does."""
-        deadline = time.monotonic() + DEADLINE_SECONDS
+        patience = Patience()
         for chat in chats:
             while lines := await self.difference(chat):
-                assert time.monotonic() < deadline, lines
+                assert patience.left, lines
                 await asyncio.sleep(0.05)
 
     # --- the store, looked at from behind ---------------------------------------------------------------------------
