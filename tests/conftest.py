@@ -14,6 +14,8 @@ import httpx
 import pytest
 from hypothesis import settings
 
+from tests.extent import LONG
+
 # The same examples every time: a red run can be repeated. `--hypothesis-profile=default` looks for new ones.
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.load_profile("ci")
@@ -120,7 +122,7 @@ async def postgres_database(database_url: str) -> AsyncIterator[str]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what takes long, unless it is asked for."""
-    if os.environ.get("RELAY_TEST_LONG"):
+    if LONG:
         return
     left_out = [item for item in items if item.get_closest_marker("long")]
     config.hook.pytest_deselected(items=left_out)

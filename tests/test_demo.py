@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import aio_pika
+import pytest
 
 from tests.e2e.consumer import bound_to_everything
 from tests.e2e.processes import finished
@@ -29,6 +30,7 @@ def check(summary: Any) -> None:
     assert len(summary["alerts"]) == len(set(summary["alerts"])) > 0
 
 
+@pytest.mark.long
 async def test_the_demo_ends_by_itself_with_every_fold_equal(tmp_path: Path) -> None:
     code, output, errors = await finished("demo", *OPTIONS, "--directory", str(tmp_path))
     assert code == 0, errors

@@ -19,9 +19,12 @@ from relay.core.events import ChatRef
 from relay.core.resume import Commit, ResumePoint
 from relay.ports import ChatRecord, Claim, Claims, Clock
 from tests.adapters.test_claims import place  # noqa: F401  # a fixture
+from tests.extent import as_many
 
 PassTime = Callable[[float], Awaitable[None]]
-examples = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+examples = settings(
+    max_examples=as_many(quick=10, long=30), suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 _numbers = itertools.count()
 
 

@@ -15,9 +15,12 @@ from relay.adapters.store import SqlStore, open_store
 from relay.core.events import ChatRef, Event
 from relay.ports import Charge, Clock, Collected, Spend
 from tests.adapters.test_store_archives import history, lifecycle, message, status, turn
+from tests.extent import as_many
 
 # One store serves all examples of a test: each has a chat and a deployment of its own.
-examples = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+examples = settings(
+    max_examples=as_many(quick=12, long=40), suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 _numbers = itertools.count()
 
 

@@ -27,7 +27,14 @@ async def bench(*arguments: str, **environment: str) -> tuple[int, str, str]:
     return process.returncode, output.decode(), errors.decode()
 
 
-@pytest.mark.parametrize("name", ["publish", "relay", "sockets", "failover", "latency", "all"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "all",
+        "relay",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("publish", "sockets", "failover", "latency")),
+    ],
+)
 async def test_without_a_broker_it_says_how_to_get_one(name: str) -> None:
     code, output, errors = await bench(name, *(["--short"] if name == "all" else []))
     assert (code, output) == (2, "")

@@ -157,6 +157,7 @@ async def test_the_whole_path_without_postgresql(servers: Mapping[str, str]) -> 
     assert row["events"] > 0
 
 
+@pytest.mark.long
 async def test_idle_chats(servers: Mapping[str, str]) -> None:
     (row,) = await measured(Plan(sockets=IdleOptions(counts=(20,), seconds=0.5)), servers, "sockets")
     assert row["chats"] == row["open"] == 20

@@ -79,6 +79,7 @@ async def lose_nothing(stage: Stage, rounds: tuple[tuple[Run, ...], ...]) -> lis
     return results
 
 
+@pytest.mark.long
 async def test_what_was_started_is_gone(tmp_path: Path) -> None:
     """Also a child that nobody ended."""
     async with Stage.open(tmp_path) as stage:

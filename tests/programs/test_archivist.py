@@ -145,7 +145,10 @@ class _Port:
         return lambda *arguments, **named: self._fuse.burn(name, value, *arguments, **named)
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before its effect", "after its effect"])
+@pytest.mark.parametrize(
+    "after",
+    [pytest.param(False, id="before its effect", marks=pytest.mark.long), pytest.param(True, id="after its effect")],
+)
 async def test_it_may_die_at_any_call(world: World, *, after: bool) -> None:
     chat, steps = await finished_chat(world), list[str]()
     while True:
