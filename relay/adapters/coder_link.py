@@ -37,6 +37,7 @@ from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatu
 from websockets.frames import CloseCode
 
 from relay.adapters.coder_answers import Answer
+from relay.adapters.coder_socket import Pulse, WatchedSocket
 from relay.core.errors import BadFrame, RelayError, StreamEnded, Unauthorized, Unavailable, WrongSettings
 
 log = structlog.get_logger(__name__)
@@ -321,6 +322,7 @@ class CoderLink:
         self._token = token
         self._where = where
         self._http = http
+        self._pulse = Pulse(interval=settings.ping_interval_seconds, patience=settings.ping_timeout_seconds)
         self.build = ""  # of the server that answered last, as it calls itself: it changes with an upgrade
 
     @property
@@ -425,13 +427,13 @@ class CoderLink:
                 user_agent_header=USER_AGENT,
                 compression=None,
                 open_timeout=self._settings.timeout_seconds,
-                ping_interval=self._settings.ping_interval_seconds,
-                ping_timeout=self._settings.ping_timeout_seconds,
+                ping_interval=None,
                 close_timeout=_CLOSE_SECONDS,
                 max_size=self._settings.max_frame_bytes,
                 max_queue=_FRAMES_AHEAD,
                 logger=_quiet,
                 ssl=_tls() if url.startswith("wss:") else None,
+                create_connection=WatchedSocket,
             )
         except InvalidStatus as exc:
             response = exc.response
@@ -446,6 +448,7 @@ class CoderLink:
             CONNECTS.labels("network_error" if cut else "protocol_error").inc()
             raise self._no_answer(call, exc) from exc
         CONNECTS.labels("ok").inc()
+        self._pulse.watch(connection)
         return connection
 
     async def frames(

@@ -13,7 +13,7 @@ from typing import Self, TypeVar, cast
 
 import asyncpg
 from pydantic import BaseModel, PositiveFloat, PositiveInt, SecretStr, field_validator
-from sqlalchemy import URL, ColumnElement, Connection, Table, event, func, literal, make_url, text
+from sqlalchemy import URL, ColumnElement, Connection, Table, bindparam, event, func, make_url, text
 from sqlalchemy import inspect as inspector
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import AdaptedConnection, DBAPIConnection
@@ -151,7 +151,8 @@ class Database:
     def now(self, *, plus_seconds: float = 0.0) -> ColumnElement[datetime]:
         """The time as SQL: PostgreSQL's own clock, because workers' clocks differ; SQLite's process has one clock."""
         if self.sqlite:
-            return literal(self._clock.now() + timedelta(seconds=plus_seconds), Moment)
+            later = timedelta(seconds=plus_seconds)  # than the statement is executed
+            return bindparam(None, callable_=lambda: self._clock.now() + later, type_=Moment)
         # Not `now()`, which is when the transaction began: it may have waited for a lock since.
         moment = func.clock_timestamp(type_=Moment)
         return moment + func.make_interval(0, 0, 0, 0, 0, 0, plus_seconds) if plus_seconds else moment

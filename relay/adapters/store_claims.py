@@ -87,6 +87,7 @@ class SqlClaims:
 
     def __init__(self, database: Database) -> None:
         self._db = database
+        self._orphans: dict[str, Select[int]] = {}  # how many a worker of this process could adopt
         self._wishes = GroupCommit(self._claim_all, key=lambda w: w.key, size=lambda _: 1, most=_MOST_CLAIMS)
         change = self._change_in_sqlite if database.sqlite else self._change_in_postgres
         self._changes = GroupCommit(change, key=lambda c: c.key, size=lambda c: c.rows, most=_MOST_ROWS)
@@ -105,6 +106,10 @@ class SqlClaims:
         async with self._db.writing() as connection:
             await connection.execute(delete(workers).where(workers.c.lease_until <= self._db.now()))
             await connection.execute(self._db.insert(workers).values(row))
+        # Asked every second for ever: made once, and one statement.
+        living = exists().where(workers.c.worker == peer.worker, self._lives())
+        counted = select(func.count()).select_from(claims).where(self._orphaned(peer, deployment), living)
+        self._orphans[peer.worker] = counted
 
     async def renew(self, worker: str, *, lease_seconds: float, load: float, free: int) -> Sequence[Peer] | None:
         # The lease begins anew when the row is written: that it may have run out while this waited for the row does not
@@ -114,12 +119,14 @@ class SqlClaims:
         async with self._db.writing() as connection:
             deployment = (await connection.execute(extended.returning(workers.c.deployment))).scalar_one_or_none()
             if deployment is None:
+                self._orphans.pop(worker, None)
                 return None
             others = select(workers).where(workers.c.deployment == deployment)
             living = others.where(self._lives() | (workers.c.worker == worker)).order_by(workers.c.worker)
             return [_peer(row) for row in await connection.execute(living)]
 
     async def resign(self, worker: str) -> None:
+        self._orphans.pop(worker, None)
         gone = delete(workers).where(workers.c.worker == worker).returning(workers.c.deployment)
         async with self._db.writing() as connection:
             for deployment in (await connection.execute(gone)).scalars().all():
@@ -164,12 +171,10 @@ class SqlClaims:
             return [chat_ref(row) for row in await connection.execute(query)]
 
     async def orphans(self, worker: str) -> int:
+        if worker not in self._orphans:
+            return 0
         async with self._db.statement() as connection:
-            peer, deployment = await self._living_peer(connection, worker)
-            if peer is None:
-                return 0
-            query = select(func.count()).select_from(claims).where(self._orphaned(peer, deployment))
-            return (await connection.execute(query)).scalar_one()
+            return (await connection.execute(self._orphans[worker])).scalar_one()
 
     async def adopt(self, worker: str, *, limit: int) -> Sequence[Claim]:
         async with self._db.writing() as connection:

@@ -26,6 +26,8 @@ from relay.bench.talk import CHATS_PATH, OWNER, TOOL_ROUNDS, TalkingChat, now_te
 from relay.simulator.wire import go_json
 
 _TICK_SECONDS = 0.01
+_PING_SECONDS = 15.0  # as Coder does (protocol of its streams), which readers answer
+_PING = b"\x89\x00"
 _HELLO = websocket_frame(b'{"type":"ping","data":null}\n')
 _NO_ROUTE = b'{"message":"Route not found."}\n'
 _ME = go_json({"id": str(OWNER), "username": "bench", "organization_ids": []}).encode()
@@ -214,12 +216,21 @@ class Feeder:
             return
         protocol.send_response(protocol.accept(request))
         stream.flush()
+        self._ping_later(stream)
         if chat is None:
             writer.write(_HELLO)
             await stream.answer_until_closed()
             return
         async with self._streaming(chat, stream, int(query.get("after_id", "0"))):
             await stream.answer_until_closed()
+
+    def _ping_later(self, stream: _Socket) -> None:
+        asyncio.get_running_loop().call_later(_PING_SECONDS, self._ping, stream)
+
+    def _ping(self, stream: _Socket) -> None:
+        if not stream.writer.is_closing():
+            stream.writer.write(_PING)
+            self._ping_later(stream)
 
     @asynccontextmanager
     async def _streaming(self, chat: TalkingChat, stream: _Socket, after_id: int) -> AsyncIterator[None]:

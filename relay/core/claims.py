@@ -11,6 +11,7 @@ from math import ceil, exp
 from uuid import UUID
 
 _MEMORY_SECONDS = 30.0  # how long a burst counts
+_NOTHING = 0.5  # events a second: less weighs nothing more than the chat itself
 _SLACK = 0.2  # of a fair share: so much more is no reason to move chats
 _LEAST_SLACK = 2.0
 
@@ -45,7 +46,12 @@ class Activity:
 
     def weight(self, now: float) -> float:
         """Events a second, of late; at least 1."""
-        return max(1.0, self._decayed(now))
+        if self._rate == 0.0:
+            return 1.0  # as of most, and all are asked again and again
+        rate = self._decayed(now)
+        if rate < _NOTHING:
+            self._rate = 0.0
+        return max(1.0, rate)
 
     def _decayed(self, now: float) -> float:
         return self._rate * exp(-max(0.0, now - self._at) / _MEMORY_SECONDS)

@@ -48,6 +48,7 @@ for _how in ("adopted", "given"):
 
 _RENEWALS = 3  # in the time of one lease
 _CLAIMS_AT_ONCE = 50
+_HOLDINGS_LEASES = 2  # between looks for chats that are held and not followed
 _GIVING_PAUSE = 3  # renewals until what others have taken is known here
 
 
@@ -56,7 +57,7 @@ class WorkerSettings(DiscoverySettings, frozen=True, extra="forbid"):
 
     name: str = ""  # of this worker; empty: host name and process id
     lease_seconds: PositiveFloat = 6.0
-    look_seconds: PositiveFloat = 0.5  # between looks for chats that lost their follower
+    look_seconds: PositiveFloat = 1.0  # between looks for chats that lost their follower
     max_streams: PositiveInt = 500
     max_streams_per_server: PositiveInt | None = None  # of all workers; each may have an equal part
     dials_per_second: PositiveFloat = 50.0
@@ -308,7 +309,7 @@ class Worker:
             await self._clock.sleep(self._settings.look_seconds)
             try:
                 await self._look_at_deferred()
-                if self._clock.monotonic() - asked >= self._settings.lease_seconds:
+                if self._clock.monotonic() - asked >= _HOLDINGS_LEASES * self._settings.lease_seconds:
                     asked = self._clock.monotonic()
                     await self._look_at_holdings()
                 orphans = await self._claims.orphans(self._me.worker)

@@ -1,6 +1,7 @@
 """Streams of the Coder adapter: each way a real socket can end, its limits, its manners."""
 
 import asyncio
+import gc
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -11,6 +12,7 @@ from prometheus_client import REGISTRY
 
 from relay.adapters.coder import CoderSettings, CoderUpstream, open_upstream
 from relay.adapters.coder_answers import NOT_FOUND
+from relay.adapters.coder_socket import WatchedSocket
 from relay.core.errors import BadFrame, RelayError, StreamEnded, Unavailable
 from tests.adapters.scripted_server import CHAT, CHATS, TOKEN, Handler, ScriptedServer, error_of, serve
 
@@ -101,6 +103,55 @@ async def test_pings_are_answered_and_nothing_else_is_sent() -> None:
     async with upstream_of(script) as (upstream, _server), upstream.stream(CHAT, after_id=0) as frames:
         assert await anext(frames) == "enough"
     assert received == [WSMsgType.PONG, WSMsgType.PONG, WSMsgType.PONG, WSMsgType.CLOSE]
+
+
+async def test_a_server_that_pings_is_not_pinged_and_one_that_is_silent_is() -> None:
+    received: list[WSMsgType] = []
+
+    async def script(socket: web.WebSocketResponse, _request: web.Request) -> None:
+        for _ in range(10):  # for five times as long as silence may last
+            await socket.ping(b"alive?")
+            received.append((await socket.receive()).type)
+            await asyncio.sleep(0.1)
+        for _ in range(2):
+            received.append((await socket.receive()).type)
+            await socket.pong(b"")
+        await socket.send_str("still here")
+        await socket.receive()
+
+    patient = {"ping_interval_seconds": 0.2, "ping_timeout_seconds": 0.4}
+    async with upstream_of(script, **patient) as (upstream, _server), upstream.stream(CHAT, after_id=0) as frames:
+        async with asyncio.timeout(20):
+            assert await anext(frames) == "still here"
+    assert received == [WSMsgType.PONG] * 10 + [WSMsgType.PING] * 2
+
+
+async def test_a_socket_that_is_closed_is_forgotten() -> None:
+    async with upstream_of(is_silent) as (upstream, _server):
+        async with upstream.stream(CHAT, after_id=0):
+            pass
+        gc.collect()
+        assert not [each for each in gc.get_objects() if isinstance(each, WatchedSocket)]
+
+
+async def test_a_stream_that_nobody_reads_is_not_taken_for_dead() -> None:
+    async def script(socket: web.WebSocketResponse, _request: web.Request) -> None:
+        for number in range(200):
+            await socket.send_str(str(number))  # more than is read ahead: then the socket is not read
+        await socket.send_str("the last")
+        await socket.receive()
+
+    hasty = {"ping_interval_seconds": 0.1, "ping_timeout_seconds": 0.1}
+    async with upstream_of(script, **hasty) as (upstream, _server), upstream.stream(CHAT, after_id=0) as frames:
+        await anext(frames)
+        await asyncio.sleep(1.0)
+        async with asyncio.timeout(20):
+            assert [frame async for frame in frames_until(frames, "the last")] == [str(n) for n in range(1, 200)]
+
+
+async def frames_until(frames: AsyncIterator[str], last: str) -> AsyncIterator[str]:
+    while (frame := await anext(frames)) != last:
+        yield frame
 
 
 async def test_two_streams_at_once() -> None:

@@ -1,0 +1,82 @@
+"""WebSockets that notice that their link is dead."""
+
+import asyncio
+from typing import cast
+
+from websockets.asyncio.client import ClientConnection
+from websockets.frames import CloseCode
+from websockets.protocol import State
+
+_LOOKS = 8  # in the time after which a silent socket is pinged
+
+
+class WatchedSocket(ClientConnection):
+    """A connection that knows when it heard something last."""
+
+    heard = 0.0  # by the loop's clock
+    pinged = False  # since then
+    pulse: "Pulse | None" = None
+
+    def data_received(self, data: bytes) -> None:
+        self.heard = self.loop.time()
+        self.pinged = False
+        super().data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.pulse is not None:
+            self.pulse.forget(self)
+        super().connection_lost(exc)
+
+
+class Pulse:
+    """Pings sockets that hear nothing, and ends those that go on hearing nothing. One timer for all of them.
+
+    The library's keepalive takes a task for each socket, and pings whatever is heard. Servers ping too, every 15 s
+    (protocol.md 4.4): that is proof enough.
+
+    Args:
+        interval: Seconds of silence, about, after which a socket is pinged.
+        patience: Seconds after that until it is taken for dead.
+    """
+
+    def __init__(self, *, interval: float, patience: float) -> None:
+        self._interval = interval
+        self._patience = patience
+        self._sockets: set[WatchedSocket] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, connection: ClientConnection) -> None:
+        """From now on until it is closed."""
+        socket = cast(WatchedSocket, connection)
+        socket.heard, socket.pulse = socket.loop.time(), self
+        self._sockets.add(socket)
+        if self._timer is None:
+            self._look_later(socket.loop)
+
+    def forget(self, socket: WatchedSocket) -> None:
+        self._sockets.discard(socket)
+
+    def _look_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = loop.call_later(min(self._interval, self._patience) / _LOOKS, self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        if self._sockets:
+            self._look_later(loop)
+        now = loop.time()
+        for socket in [socket for socket in self._sockets if now - socket.heard >= self._interval]:
+            self._look_at(socket, now - socket.heard)
+
+    def _look_at(self, socket: WatchedSocket, silent: float) -> None:
+        if socket.protocol.state is not State.OPEN:
+            return  # saying goodbye has a deadline of its own
+        if socket.recv_messages.paused:
+            socket.heard = socket.loop.time()  # nobody reads, so nothing can be heard
+        elif not socket.pinged:
+            socket.pinged = True
+            socket.protocol.send_ping(b"")
+            socket.send_data()
+        elif silent >= self._interval + self._patience:
+            socket.protocol.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
+            socket.send_data()
+            socket.transport.abort()
