@@ -110,12 +110,13 @@ class Feeder:
         due = 0.0
         before = time.monotonic()
         while True:
-            await self._feeding.wait()
-            await asyncio.sleep(_TICK_SECONDS)
-            now = time.monotonic()
             if self._rate is None or not self._feeding.is_set():
-                before = now
+                await self._feeding.wait()
+                due, before = 0.0, time.monotonic()  # nothing is due of the time in which they were silent
+            await asyncio.sleep(_TICK_SECONDS)
+            if self._rate is None:
                 continue
+            now = time.monotonic()
             due += self._rate * len(self._order) * (now - before)
             before = now
             moment = now_text(datetime.now(UTC))

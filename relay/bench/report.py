@@ -141,17 +141,19 @@ TABLES: Mapping[str, Table] = {
         (Bar("every chat within 15 s", _each("last_seconds", lambda value: value < 15)),),
     ),
     "latency": Table(
-        "From a frame on the socket to its event at a consumer, at half load",
+        "From a frame on the socket to the broker's confirm of its event, and to a consumer, at half load",
         {
             "chats": "chats",
             "full_events_per_second": "full load, events/s",
-            "messages_per_second": "messages/s",
-            "p50_ms": "p50, ms",
-            "p99_ms": "p99, ms",
-            "p999_ms": "p99.9, ms",
-            "max_ms": "longest, ms",
+            "events_per_second": "half load, events/s",
+            "confirm_p50_ms": "confirm p50, ms",
+            "confirm_p99_ms": "confirm p99, ms",
+            "percent_within_250_ms": "% within 250 ms",
+            "consumer_p50_ms": "consumer p50, ms",
+            "consumer_p99_ms": "consumer p99, ms",
+            "consumer_max_ms": "longest, ms",
         },
-        (Bar("p99 below 250 ms", _each("p99_ms", lambda value: value < 250)),),
+        (Bar("confirm: p99 below 250 ms", _each("percent_within_250_ms", lambda value: value > 99)),),
     ),
 }
 

@@ -39,6 +39,12 @@ def counted() -> dict[str, object]:
     return {"cpu": times.user + times.system, **found}
 
 
+def lags() -> dict[str, object]:
+    """How many batches were confirmed within so many seconds of their oldest frame, by upper bound."""
+    samples = (sample for metric in REGISTRY.collect() for sample in metric.samples)
+    return {s.labels["le"]: s.value for s in samples if s.name == "relay_event_lag_seconds_bucket"}
+
+
 def memory(*, collect: bool) -> dict[str, object]:
     """Resident bytes, shared pages by their share; with `collect`, after garbage was collected."""
     if collect:
@@ -61,7 +67,7 @@ async def _main() -> None:
     allow_many_files()
 
     async def answer() -> None:
-        await serve({"counted": counted, "memory": memory, "profile": profile}, hello={"pid": os.getpid()})
+        await serve({"counted": counted, "lags": lags, "memory": memory, "profile": profile}, hello={"pid": os.getpid()})
         os.kill(os.getpid(), signal.SIGTERM)  # nobody asks any more: stop as in earnest
 
     async with asyncio.TaskGroup() as group:

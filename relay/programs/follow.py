@@ -92,7 +92,7 @@ LAG = Histogram(
     "relay_event_lag_seconds",
     "From Coder's time stamp of a live message to the broker's confirm, of the oldest of those that went out together. "
     "A rise: consumers see chats late.",
-    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900),
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900),
 )
 STREAMS = Gauge("relay_streams", "Chats followed now, by state.", ["state"])
 

@@ -188,7 +188,10 @@ async def test_latency(servers: Mapping[str, str]) -> None:
     options = LatencyOptions(chats=3, seconds=1.5, full_seconds=1.0)
     (row,) = await measured(Plan(latency=options), servers, "latency")
     assert row["messages"] > 10
-    assert 0 < row["p50_ms"] <= row["p99_ms"] <= row["max_ms"]
+    assert 0 < row["consumer_p50_ms"] <= row["consumer_p99_ms"] <= row["consumer_max_ms"]
+    assert 0 < row["confirm_p50_ms"] <= row["confirm_p99_ms"]
+    assert 0 < row["percent_within_250_ms"] <= 100
+    assert 0 < row["events_per_second"] < 0.8 * row["full_events_per_second"]  # what was not told is not made up for
     assert row["full_events_per_second"] > 0
 
 
