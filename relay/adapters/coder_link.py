@@ -223,6 +223,7 @@ def _end_reason(exc: ConnectionClosed, *, slow: bool) -> str:
 _CLOSE_SECONDS = 1.0  # politeness of a socket that is let go; a dead one must not hold up the shutdown
 _SLOW_MEMORY_SECONDS = 60.0  # what a pause in reading led to shows only after the buffers are read
 _PIECE_BYTES = 64 * 2**10  # of a long answer: a few milliseconds of work
+_CALLS_AT_ONCE = 32
 _FRAMES_AHEAD = 4  # read before they are asked for, apart from what came in the same read; each may be of full size
 
 # At DEBUG websockets logs the headers of handshakes, so the token. Not even then.
@@ -258,7 +259,7 @@ async def open_link(settings: CoderSettings, where: str = _TOKEN) -> AsyncIterat
         http = httpx.AsyncClient(
             verify=_tls(),
             timeout=settings.timeout_seconds,
-            limits=httpx.Limits(max_connections=32, max_keepalive_connections=32),
+            limits=httpx.Limits(max_connections=_CALLS_AT_ONCE, max_keepalive_connections=_CALLS_AT_ONCE),
             follow_redirects=False,
             headers={"User-Agent": USER_AGENT, "Accept": "application/json"},
             # The server prefers a session cookie to the token header, and sets cookies.
@@ -322,6 +323,8 @@ class CoderLink:
         self._token = token
         self._where = where
         self._http = http
+        # The pool of httpx looks through all that wait, and all connections, each time that one is free.
+        self._turns = asyncio.Semaphore(_CALLS_AT_ONCE)
         self._pulse = Pulse(interval=settings.ping_interval_seconds, patience=settings.ping_timeout_seconds)
         self.build = ""  # of the server that answered last, as it calls itself: it changes with an upgrade
 
@@ -397,7 +400,7 @@ class CoderLink:
         started = time.perf_counter()
         try:
             # httpx limits the wait for each read; a server that drips must not hold us for ever.
-            async with asyncio.timeout(self._settings.timeout_seconds):
+            async with asyncio.timeout(self._settings.timeout_seconds), self._turns:
                 response = await self._http.send(request, stream=stream)
         except (httpx.HTTPError, TimeoutError) as exc:
             HTTP_REQUESTS.labels(endpoint, "error").inc()

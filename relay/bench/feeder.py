@@ -184,7 +184,7 @@ class Feeder:
             )
             return HTTPStatus.OK, page
         if method == "GET" and chat is not None and len(below) == 1:
-            return HTTPStatus.OK, go_json(chat.row()).encode() + b"\n"
+            return HTTPStatus.OK, chat.row + b"\n"
         return HTTPStatus.NOT_FOUND, _NO_ROUTE
 
     def _list(self, query: Mapping[str, str]) -> bytes:
@@ -193,8 +193,8 @@ class Feeder:
         limit = int(query.get("limit", "50"))
         after = query.get("after_id")
         start = self._order.index(UUID(after)) + 1 if after else 0
-        rows = (go_json(self._chats[chat_id].row()) for chat_id in self._order[start : start + limit])
-        return f"[{','.join(rows)}]\n".encode()
+        rows = (self._chats[chat_id].row for chat_id in self._order[start : start + limit])
+        return b"[%b]\n" % b",".join(rows)
 
     async def _socket(
         self,

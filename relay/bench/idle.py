@@ -24,7 +24,7 @@ from relay.programs.follow import row_digest
 Say = Callable[[str], None]
 
 _PAUSE_SECONDS = 5.0  # between two sweeps
-_LOOK_SECONDS = 0.1
+_LOOK_SECONDS = 0.5  # the answer costs the worker 10 ms
 _ROWS_AT_ONCE = 1000
 _IDLE = 0.2  # CPU seconds within a second
 
