@@ -206,7 +206,7 @@ class TalkingChat:
 
     @property
     def row(self) -> bytes:
-        """The chat as REST gives it. Kept: a list of fifty thousand would hold up all other answers for half a minute."""
+        """The chat as REST gives it. Kept: writing a list of fifty thousand holds up all other answers."""
         status = self.status
         if status not in self._row:
             chat = Chat(self.id, OWNER, "Look into the failing build", _MODEL, _MOMENT, _MOMENT, status=status)

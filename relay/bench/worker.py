@@ -67,7 +67,9 @@ async def _main() -> None:
     allow_many_files()
 
     async def answer() -> None:
-        await serve({"counted": counted, "lags": lags, "memory": memory, "profile": profile}, hello={"pid": os.getpid()})
+        await serve(
+            {"counted": counted, "lags": lags, "memory": memory, "profile": profile}, hello={"pid": os.getpid()}
+        )
         os.kill(os.getpid(), signal.SIGTERM)  # nobody asks any more: stop as in earnest
 
     async with asyncio.TaskGroup() as group:

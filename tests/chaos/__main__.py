@@ -46,6 +46,7 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--patience", type=float, default=1.0, metavar="N", help="longer leases and deadlines, for a busy machine (1)"
     )
+    parser.add_argument("--small", action="store_true", help="fewer chats and deeds in each run, for many seeds")
     parser.add_argument("--fail-fast", action="store_true", help="end with the first failure")
     parser.add_argument("--verbose", action="store_true", help="say how long each phase took")
     chosen = parser.parse_args(words)
@@ -71,14 +72,15 @@ def rounds_of(chosen: argparse.Namespace) -> list[list[Run]]:
             return str(chosen.dialect)
         return dialects[(seed + list(PLANS).index(plan)) % len(dialects)]
 
+    def run(plan: str, seed: int) -> Run:
+        return Run(plan, seed, dialect(plan, seed), small=chosen.small)
+
     rounds: list[list[Run]] = []
     for some in _batched(seeds, chosen.worlds):
-        local = [
-            Run(plan, seed, dialect(plan, seed)) for seed in some for plan in chosen.plans if not PLANS[plan].shared
-        ]
+        local = [run(plan, seed) for seed in some for plan in chosen.plans if not PLANS[plan].shared]
         rounds += [list(batch) for batch in _batched(local, chosen.worlds)]
         shared = [plan for plan in chosen.plans if PLANS[plan].shared]
-        rounds += [[Run(plan, seed, dialect(plan, seed)) for seed in some] for plan in shared]
+        rounds += [[run(plan, seed) for seed in some] for plan in shared]
     return rounds
 
 

@@ -28,7 +28,8 @@ class Run:
 
     @property
     def command(self) -> str:
-        return f'make chaos ARGS="--plan {self.plan} --seed {self.seed} --dialect {self.dialect}"'
+        small = " --small" if self.small else ""
+        return f'make chaos ARGS="--plan {self.plan} --seed {self.seed} --dialect {self.dialect}{small}"'
 
 
 @dataclass
