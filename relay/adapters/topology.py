@@ -87,13 +87,14 @@ TOPOLOGY: tuple[Exchange | Queue | Binding, ...] = (
         },
     ),
     Queue(DEAD_FRAMES, {"x-queue-type": "quorum", "x-delivery-limit": NEVER}),
+    # The log first: whatever is taken while the others are not bound yet is at least there.
+    Binding(EXCHANGE, LOG, "#"),
     Binding(EXCHANGE, METER, "chat.message.#"),
     Binding(EXCHANGE, ARCHIVIST, "chat.message.#"),
     Binding(EXCHANGE, ARCHIVIST, "chat.history.#"),
     Binding(EXCHANGE, ARCHIVIST, "chat.status.#"),
     Binding(EXCHANGE, ARCHIVIST, "chat.turn.#"),
     Binding(EXCHANGE, ARCHIVIST, "chat.lifecycle.#"),
-    Binding(EXCHANGE, LOG, "#"),
 )
 QUEUES: Mapping[str, Queue] = {part.name: part for part in TOPOLOGY if isinstance(part, Queue)}
 

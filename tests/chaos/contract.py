@@ -7,6 +7,7 @@ may not.
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from tests.chaos.inbox import Delivery
@@ -156,16 +157,26 @@ def said(value: Any) -> Any:
 # --- what may never be -----------------------------------------------------------------------------------------------
 
 
-def broken(deliveries: Sequence[Delivery], truth: Mapping[str, Coder], *, crashes: bool) -> list[str]:
+def broken(
+    deliveries: Sequence[Delivery], truth: Mapping[str, Coder], *, crashes: bool, unbound: bool = False
+) -> list[str]:
     """Breaches that no later event mends.
 
     Args:
+        unbound: Whether nobody's queue took what was published for a while: then previews, and what takes them back,
+            may be gone.
         crashes: Whether a worker may have ended without saving all. If not, no history may be stated because of it.
     """
     lines = [line for delivery in deliveries for line in _envelope(delivery)]
     lines += _same_id_same_fact(deliveries)
     for chat in chats_of(deliveries).values():
-        checks: list[Callable[[Chat], list[str]]] = [_order, _one_id, _statements, _previous, _previews]
+        checks: list[Callable[[Chat], list[str]]] = [
+            _order,
+            _one_id,
+            _statements,
+            _previous,
+            partial(_previews, unbound=unbound),
+        ]
         for check in checks:
             lines += [f"{chat.name}: {line}" for line in check(chat)]
         told = {each.event["id"] for each in chat.named("chat.history.") if each.event["data"]["reason"] != "restart"}
@@ -332,14 +343,21 @@ class _Step:
     last: Place = (0, 0)
 
 
-def _previews(chat: Chat) -> list[str]:
-    """What is shown of a step is how its message begins, piece by piece, nothing twice and nothing out of order."""
+def _previews(chat: Chat, *, unbound: bool) -> list[str]:
+    """What is shown of a step is how its message begins, piece by piece, nothing twice and nothing out of order.
+
+    Not of steps within which something is missing, where a reset may have been lost.
+    """
     lines = []
-    open_steps: dict[tuple[int, int], _Step] = {}
+    open_steps: dict[tuple[int, int], _Step | None] = {}
+    before: Place = (0, 0)
     newest_step: dict[int, int] = {}
     for delivery in chat.by_place:
         session, _ = here = place(delivery)
         words, data = delivery.key.split("."), delivery.event["data"]
+        if unbound and here != (before[0], before[1] + 1):
+            open_steps = dict.fromkeys(open_steps)  # what follows of them is not judged
+        before = here
         if words[1] == "preview":
             number = data["step"]
             if number < newest_step.get(session, 0) and words[2] not in ("tool-result", "reset"):
@@ -351,6 +369,8 @@ def _previews(chat: Chat) -> list[str]:
             if words[2] not in ("text", "reasoning", "tool-call"):
                 continue  # results of tools may come when the step's message was told
             step = open_steps.setdefault((session, number), _Step())
+            if step is None:
+                continue
             lines += [f"preview at {here}: {line}" for line in _shown(step, words[2], data)]
             step.last = here
         elif words[1] == "message" and words[2] == "assistant":
@@ -358,7 +378,7 @@ def _previews(chat: Chat) -> list[str]:
             if steps:
                 oldest = min(steps)
                 step = open_steps.pop(oldest)
-                for line in _prefix(step, data["message"]):
+                for line in _prefix(step, data["message"]) if step is not None else ():
                     lines.append(f"step {oldest} before {here}: {line}")
     return lines
 

@@ -164,7 +164,7 @@ async def _judge(world: World, plan: Plan, result: Result) -> list[str]:
     # On a busy machine a lease may run out though nobody struck: then a session ends as in a crash.
     lost = world.logged("claim_lost") + world.logged("lease_lost")
     crashes = plan.crashes or lost > 0 or world.hurried
-    lines += broken(world.inbox.deliveries, truth, crashes=crashes)
+    lines += broken(world.inbox.deliveries, truth, crashes=crashes, unbound=world.reads_log)
     lines += _stale(world)
     lines += await _ledger(world)
     lines += await _end(world)

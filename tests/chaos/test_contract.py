@@ -175,6 +175,16 @@ def test_a_reset_voids_what_was_shown() -> None:
     assert broken(events, truth(), crashes=False) == []
 
 
+def test_a_reset_that_nobody_took_is_a_breach_unless_queues_were_gone() -> None:
+    events = story()
+    events[5:7] = [told("preview.text", 1, 6, {"step": 0, "offset": 0, "part": {"text": "wrong"}})]
+    assert broken(events, truth(), crashes=False) != []
+    assert broken(events, truth(), crashes=False, unbound=True) == []
+    events = story()
+    events[6] = told("preview.text", 1, 7, {"step": 0, "offset": 0, "part": {"text": "hi"}})
+    assert broken(events, truth(), crashes=False, unbound=True) != []  # nothing is missing here
+
+
 def test_the_order_of_two_sources_is_not_compared() -> None:
     from_log = [Delivery(each.key, each.event, each.message_id, each.persistent, LOG, 0.0) for each in story()]
     assert broken(story() + from_log, truth(), crashes=False) == []

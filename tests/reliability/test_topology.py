@@ -31,6 +31,13 @@ def test_poison_is_given_up_and_its_letter_outlives_every_look(queue: Queue) -> 
     assert NEVER > 10**6
 
 
+def test_while_the_topology_is_made_nothing_that_a_queue_takes_goes_past_the_log() -> None:
+    """Somebody deleted all queues, and another worker publishes between two steps: it is not returned any more."""
+    places = {part.queue: place for place, part in reversed(list(enumerate(TOPOLOGY))) if isinstance(part, Binding)}
+    assert min(places, key=places.__getitem__) == "relay.log"
+    assert all(place < min(places.values()) for place, part in enumerate(TOPOLOGY) if isinstance(part, Queue))
+
+
 def test_every_durable_event_has_a_queue_that_takes_it() -> None:
     """Or it would be returned, and the relay would stand still."""
     everything = [part for part in TOPOLOGY if isinstance(part, Binding) and part.pattern == "#"]
