@@ -17,7 +17,7 @@ import pytest
 from relay.cli import COMMANDS, relay
 from relay.simulator import Simulator, SimulatorConfig
 from relay.simulator.owner import Owner
-from tests.e2e.processes import ROOT, START_SECONDS, Relay, finished, running
+from tests.e2e.processes import ROOT, START_SECONDS, Relay, finished, running, said_here
 
 SECRET = "hunter2-do-not-show"
 
@@ -100,14 +100,14 @@ def in_words(errors: str) -> str:
         pytest.param(("simulator", "--fault", "{"), "--fault", id="fault that is no JSON"),
     ],
 )
-async def test_a_mistake_of_the_user_is_told_in_words(arguments: tuple[str, ...], told: str) -> None:
-    code, output, errors = await finished(*arguments)
+def test_a_mistake_of_the_user_is_told_in_words(arguments: tuple[str, ...], told: str) -> None:
+    code, output, errors = said_here(*arguments)
     assert told in in_words(errors)
     assert (code, output) == (2, "")
 
 
-async def test_a_wrong_setting_is_told_in_words() -> None:
-    code, _, errors = await finished("meter", settings={"RELAY_RABBIT_URL": f"amqp://u:{SECRET}@x"})
+def test_a_wrong_setting_is_told_in_words() -> None:
+    code, _, errors = said_here("meter", settings={"RELAY_RABBIT_URL": f"amqp://u:{SECRET}@x"})
     assert in_words(errors) == "relay: unknown setting RELAY_RABBIT_URL: did you mean RELAY_RABBIT__URL?\n"
     assert code == 2
 

@@ -1,5 +1,6 @@
 """Calls of the Coder adapter, its token, its settings, its metrics, against a real server over real sockets."""
 
+import asyncio
 import json
 import logging
 import traceback
@@ -80,6 +81,23 @@ async def test_a_chat_comes_as_sent_with_exact_integers() -> None:
 
 
 # --- the list ------------------------------------------------------------------------------------------------------
+
+
+async def test_hundreds_of_calls_at_once_are_answered_some_at_a_time() -> None:
+    now = most = 0
+
+    async def slowly(_request: web.Request) -> web.StreamResponse:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.01)
+        now -= 1
+        return web.json_response({"id": str(CHAT)})
+
+    async with upstream_of(slowly) as (upstream, _server):
+        answers = await asyncio.gather(*(upstream.chat(CHAT) for _ in range(200)))
+    assert answers == [{"id": str(CHAT)}] * 200
+    assert 1 < most <= 32
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.processes import RELAY
+from tests.e2e.processes import RELAY, said_here
 
 PLAIN = {name: value for name, value in os.environ.items() if not name.startswith("RELAY_")}
 NOWHERE = "amqp://user:hunter2-secret@127.0.0.1:1/"
@@ -27,16 +27,9 @@ async def bench(*arguments: str, **environment: str) -> tuple[int, str, str]:
     return process.returncode, output.decode(), errors.decode()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "all",
-        "relay",
-        *(pytest.param(name, marks=pytest.mark.long) for name in ("publish", "sockets", "failover", "latency")),
-    ],
-)
-async def test_without_a_broker_it_says_how_to_get_one(name: str) -> None:
-    code, output, errors = await bench(name, *(["--short"] if name == "all" else []))
+@pytest.mark.parametrize("name", ["publish", "relay", "sockets", "failover", "latency", "all"])
+def test_without_a_broker_it_says_how_to_get_one(name: str) -> None:
+    code, output, errors = said_here("bench", name, *(["--short"] if name == "all" else []))
     assert (code, output) == (2, "")
     assert "scripts/services run -- relay bench" in errors
     assert "RELAY_RABBIT__URL" in errors
@@ -51,10 +44,9 @@ async def test_a_broker_without_its_management_is_told() -> None:
     assert "http://127.0.0.1:1 did not do as asked (ConnectError)" in errors
 
 
-async def test_failover_without_postgresql_is_told() -> None:
-    code, _, errors = await bench(
-        "failover", RELAY_RABBIT__URL=NOWHERE, RELAY_TEST_RABBIT_MANAGEMENT_URL="http://127.0.0.1:1"
-    )
+def test_failover_without_postgresql_is_told() -> None:
+    there = {"RELAY_RABBIT__URL": NOWHERE, "RELAY_TEST_RABBIT_MANAGEMENT_URL": "http://127.0.0.1:1"}
+    code, _, errors = said_here("bench", "failover", settings=there)
     assert code == 2
     assert "two workers need PostgreSQL" in errors
 
@@ -70,8 +62,8 @@ async def test_failover_without_postgresql_is_told() -> None:
     ],
     ids=" ".join,
 )
-async def test_a_wrong_option_is_told(arguments: tuple[str, ...], said: str) -> None:
-    code, _, errors = await bench(*arguments)
+def test_a_wrong_option_is_told(arguments: tuple[str, ...], said: str) -> None:
+    code, _, errors = said_here("bench", *arguments)
     assert code == 2
     assert said in errors
 
@@ -115,8 +107,8 @@ async def test_json_goes_to_standard_output_alone() -> None:
     assert set(json.loads(output)) == {"machine", "results"}
 
 
-async def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path: Path) -> None:
-    code, _, errors = await bench("decode", "--seconds", "0.1", "--json", str(tmp_path / "nowhere" / "figures.json"))
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    code, _, errors = said_here("bench", "decode", "--seconds", "0.1", "--json", str(tmp_path / "no" / "figures.json"))
     assert code == 2
     assert "figures.json" in errors
     assert "decode: messages" not in errors

@@ -114,9 +114,9 @@ async def _run(stage: Stage, result: Result, worlds: list[World], warm: asyncio.
             result.lines += await _judge(world, plan, result)
         except Broken as exc:
             result.lines.append(str(exc))
-        finally:
             if not arrived:
-                await warm.wait()
+                await warm.wait()  # the others wait for us
+        finally:
             if world in worlds:
                 worlds.remove(world)
         result.fired, result.deeds = world.fired, world.script.done

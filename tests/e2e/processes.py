@@ -1,16 +1,20 @@
 """`relay` commands as processes of their own, as they run in earnest: asked over HTTP, stopped by signals."""
 
 import asyncio
+import io
 import json
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
+
+from relay.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 RELAY = Path(sys.executable).parent / "relay"
@@ -123,6 +127,22 @@ async def finished(*arguments: str, settings: Mapping[str, str] | None = None) -
         raise
     assert process.returncode is not None
     return process.returncode, output.decode(), errors.decode()
+
+
+def said_here(*arguments: str, settings: Mapping[str, str] | None = None) -> tuple[int, str, str]:
+    """As `finished`, in this process: for commands that end before they start anything. Starting one takes seconds."""
+    output, errors = io.StringIO(), io.StringIO()
+    with (
+        patch.dict(os.environ, environment(settings or {}), clear=True),
+        patch.object(sys, "argv", ["relay", *arguments]),
+        redirect_stdout(output),
+        redirect_stderr(errors),
+    ):
+        try:
+            main()
+        except SystemExit as exc:
+            return int(exc.code or 0), output.getvalue(), errors.getvalue()
+    return 0, output.getvalue(), errors.getvalue()
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
