@@ -207,8 +207,9 @@ async def _ledger(world: World) -> list[str]:
     lines = []
     for worker in world.living:
         counted = await worker.metrics()
-        confirmed = counted.get("relay_publish_total{outcome=confirmed}", 0.0)
         events = counted.get("relay_events_published_total", 0.0)
+        # Another look: one takes a while, and a message may be confirmed in the middle of it.
+        confirmed = (await worker.metrics()).get("relay_publish_total{outcome=confirmed}", 0.0)
         if not events <= confirmed:
             lines.append(f"{worker.name}: {events:g} events published, {confirmed:g} confirmed")
         if unreadable := counted.get("relay_decode_errors_total"):

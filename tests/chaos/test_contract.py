@@ -185,6 +185,16 @@ def test_a_reset_that_nobody_took_is_a_breach_unless_queues_were_gone() -> None:
     assert broken(events, truth(), crashes=False, unbound=True) != []  # nothing is missing here
 
 
+def test_a_turn_that_failed_may_be_told_again_with_less_by_who_takes_over() -> None:
+    failed = told("turn.failed", 1, 10, TURN | {"outcome": "failed"}, "t2")
+    copy = told("turn.interrupted", 2, 3, TURN | {"outcome": "interrupted"}, "t2")
+    told_twice = [*story()[:9], failed, copy]
+    assert "two facts" not in "\n".join(broken(told_twice, truth(), crashes=True))
+    assert "two facts" in "\n".join(broken(told_twice, truth(), crashes=False))
+    other = told("turn.completed", 2, 3, TURN, "t2")
+    assert "two facts" in "\n".join(broken([*story()[:9], failed, other], truth(), crashes=True))
+
+
 def test_the_order_of_two_sources_is_not_compared() -> None:
     from_log = [Delivery(each.key, each.event, each.message_id, each.persistent, LOG, 0.0) for each in story()]
     assert broken(story() + from_log, truth(), crashes=False) == []
