@@ -203,6 +203,7 @@ class Follower:
         self._proved = ""  # digest of the row up to which the tail is known to have all
         self._in_hand: list[Event] = []  # told by the tail, not confirmed by the broker
         self._unsaved = False  # durable events were confirmed, the resume point was not saved
+        self.held_up = False  # a broker, a database or Coder is waited for
 
     @property
     def chat_id(self) -> UUID:
@@ -483,9 +484,10 @@ class Follower:
             except Unavailable as exc:
                 if not waited:
                     self._log.warning("waiting", dependency=what, reason=str(exc))
-                waited = True
+                waited = self.held_up = True
                 await self._clock.sleep(max(next(delays), exc.retry_after_seconds or 0.0))
             else:
+                self.held_up = False
                 if waited:
                     self._log.info("available_again", dependency=what)
                 return result

@@ -293,13 +293,15 @@ class Worker:
         given = to_give_up(self._me.worker, weights, self._companions(self._load()))
         above = max(0, -self._room() - len(given))  # a worker came, and the part of each got smaller
         rest = sorted(weights.keys() - set(given), key=lambda chat_id: (weights[chat_id], chat_id))
-        for chat_id in [*given, *rest[:above]]:
-            task = self._running[chat_id].task
-            if task is not None:
-                task.cancel()
-                MOVED.labels("given").inc()
-        if given:
-            log.info("chats_given_up", number=len(given))
+        number = 0
+        for running in (self._running[chat_id] for chat_id in [*given, *rest[:above]]):
+            # One that waits for the broker would leave unsaved what it said, and have history stated anew.
+            if running.task is not None and running.follower is not None and not running.follower.held_up:
+                running.task.cancel()
+                number += 1
+        if number:
+            MOVED.labels("given").inc(number)
+            log.info("chats_given_up", number=number)
 
     async def _adopt_for_ever(self) -> None:
         """Look for chats that lost their follower, and for those that another worker should have claimed."""

@@ -143,6 +143,22 @@ async def test_three_workers_share_and_a_fourth_gets_its_part(world: World, clai
     assert len(facts) == len(set(facts))
 
 
+async def test_chats_that_wait_for_the_broker_stay_where_they_are(world: World, claims: MemoryClaims) -> None:
+    async with working(world, "a", claims=claims, lease_seconds=1.0) as a:
+        chats = set(await chats_of(world, 8, ENDLESS))
+        await until(lambda: a.state.followed == chats and len(world.bus.published) > 100)
+        world.bus.down = True
+        await asyncio.sleep(0.3)  # each has something to say by then
+        given = counted("relay_chats_moved_total", how="given")
+        async with working(world, "b", claims=claims, lease_seconds=1.0) as b:
+            await until(lambda: len(a.state.peers) == 2)
+            await asyncio.sleep(2.5)  # shares are looked at once a lease
+            assert counted("relay_chats_moved_total", how="given") == given
+            world.bus.down = False
+            await until(lambda: len(b.state.followed) >= 3)
+    assert not [event for event in world.bus.published if event.event == "history"]
+
+
 async def test_a_worker_alone_takes_what_another_has_no_room_for(world: World, claims: MemoryClaims) -> None:
     async with (
         working(world, "small", claims=claims, max_streams=1) as small,
