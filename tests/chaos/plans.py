@@ -161,6 +161,8 @@ async def cut_sockets(world: World) -> None:
 
     def enough() -> bool:
         new = [proxy.fired["cut"] - before[proxy] for proxy in world.proxies]
+        if new[0] >= 150:
+            return True  # so often that hardly anything is read, so that nothing goes on to the broker
         return new[0] >= 15 and new[1] >= 3 and new[2] >= 3
 
     await until(enough, lambda: f"too few cuts: {[proxy.fired for proxy in world.proxies]}")
