@@ -82,7 +82,7 @@ class CoderSettings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors
     token_file: Path | None = None  # that; read again when the server refuses the token
     timeout_seconds: PositiveFloat = 30.0  # of one REST call or one handshake, from its first byte to its last
     max_frame_bytes: PositiveInt = 16 * 2**20  # one message travels in one frame, whatever its size; 12 MB was seen
-    ping_interval_seconds: PositiveFloat = 20.0  # we ping too: a dead link looks like a chat where nothing happens
+    ping_interval_seconds: PositiveFloat = 20.0  # of silence: a dead link looks like a chat where nothing happens
     ping_timeout_seconds: PositiveFloat = 20.0
     slow_reader_seconds: PositiveFloat = 10.0  # the server drops a stream it could not write to for so long
     keep_unread: bool = True  # set read marks of owners back that a stream of theirs moved, where the server can

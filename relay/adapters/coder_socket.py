@@ -71,7 +71,7 @@ class Pulse:
         if socket.protocol.state is not State.OPEN:
             return  # saying goodbye has a deadline of its own
         if socket.recv_messages.paused:
-            socket.heard = socket.loop.time()  # nobody reads, so nothing can be heard
+            socket.heard, socket.pinged = socket.loop.time(), False  # nobody reads, so nothing can be heard
         elif not socket.pinged:
             socket.pinged = True
             socket.protocol.send_ping(b"")
