@@ -96,6 +96,7 @@ LAG = Histogram(
 )
 STREAMS = Gauge("relay_streams", "Chats followed now, by state.", ["state"])
 
+_HELD_UP_SECONDS = 1.0
 _FINISH_SECONDS = 3.0  # for what a cancelled follower had in hand
 _FEED_AT_ONCE = 64  # then others have their turn: the lease must be renewed and confirms be read, whoever talks
 _PUBLISH_AT_ONCE = 256  # a long history goes out in pieces: each publish has one deadline
@@ -203,7 +204,7 @@ class Follower:
         self._proved = ""  # digest of the row up to which the tail is known to have all
         self._in_hand: list[Event] = []  # told by the tail, not confirmed by the broker
         self._unsaved = False  # durable events were confirmed, the resume point was not saved
-        self.held_up = False  # a broker, a database or Coder is waited for
+        self._waits_since: float | None = None  # for a broker, a database or Coder, monotonic
 
     @property
     def chat_id(self) -> UUID:
@@ -214,6 +215,11 @@ class Follower:
     def clean(self) -> bool:
         """True when the saved resume point is what was confirmed, and nothing durable is on its way."""
         return not self._unsaved and all(event.transient for event in self._in_hand) and self.tail.stated
+
+    @property
+    def held_up(self) -> bool:
+        """Broker, database or Coder do not answer as they should: what is in hand may take long to get out."""
+        return self._waits_since is not None and self._clock.monotonic() - self._waits_since > _HELD_UP_SECONDS
 
     @property
     def seen(self) -> str:
@@ -478,16 +484,17 @@ class Follower:
         """Repeat until it works. What was handed out by the tail must get out, in this order, before anything else."""
         delays = self._delays()
         waited = False
+        self._waits_since = self._clock.monotonic()
         while True:
             try:
                 result = await act()
             except Unavailable as exc:
                 if not waited:
                     self._log.warning("waiting", dependency=what, reason=str(exc))
-                waited = self.held_up = True
+                waited = True
                 await self._clock.sleep(max(next(delays), exc.retry_after_seconds or 0.0))
             else:
-                self.held_up = False
+                self._waits_since = None
                 if waited:
                     self._log.info("available_again", dependency=what)
                 return result
