@@ -69,8 +69,8 @@ class Pulse:
 
     def _look_at(self, socket: WatchedSocket, silent: float) -> None:
         if socket.protocol.state is not State.OPEN:
-            return  # saying goodbye has a deadline of its own
-        if socket.recv_messages.paused:
+            self._sockets.discard(socket)  # lost before it was watched; or saying goodbye, with a deadline of its own
+        elif socket.recv_messages.paused:
             socket.heard, socket.pinged = socket.loop.time(), False  # nobody reads, so nothing can be heard
         elif not socket.pinged:
             socket.pinged = True
