@@ -1,6 +1,7 @@
 """Live text under load and over broken connections: since the last reset a prefix of what was said, in order, never
 twice; and where upstream lost none of it, all of it."""
 
+import asyncio
 import random
 from typing import cast
 
@@ -12,10 +13,10 @@ from relay.adapters.clock import SystemClock
 from relay.core.events import Event, Origin, PreviewData, PreviewResetData, event_id
 from relay.core.preview import coalesce, shed
 from relay.ports import Bus, Claims, Upstream
-from relay.programs.follow import Follower
+from relay.programs.follow import Ended, Follower
 from tests.core.frames import REF
 from tests.core.laws import Step, assert_honest_previews, data_of
-from tests.programs.world import FOLLOW, World, counted, until, while_running
+from tests.programs.world import FOLLOW, World, counted
 from tests.reliability.confirmed import SlowBus
 from tests.reliability.hot_server import HotServer, chat_ref
 
@@ -131,8 +132,9 @@ async def test_a_slow_broker_and_a_line_that_breaks_never_make_it_lie(world: Wor
     )
     server = HotServer(steps=60, parts=6, breaks_after=100)
     follower = await following(world, server, cast(Bus, bus), shed_frames=shed_frames)
-    async with while_running(follower.run()):
-        await until(lambda: any(event.event == "turn" for event in world.bus.published))
+    async with asyncio.timeout(60):
+        assert (await follower.run()).why is Ended.IDLE
+    assert any(event.event == "turn" for event in world.bus.published)
     assert server.dialled.total() >= 4
     if shed_frames < 10**6:
         assert counted("relay_previews_dropped_total", reason="ended") > left_out, "nothing was left out"
@@ -178,8 +180,9 @@ def assert_each_step_is_a_prefix(events: list[Event], *, least: int) -> None:
 async def test_where_nothing_is_lost_all_of_it_is_told_however_often_the_line_breaks(world: World) -> None:
     server = HotServer(steps=30, parts=5, breaks_after=8)
     follower = await following(world, server, world.bus, shed_frames=10**6)
-    async with while_running(follower.run()):
-        await until(lambda: any(event.event == "turn" for event in world.bus.published))
+    async with asyncio.timeout(60):
+        assert (await follower.run()).why is Ended.IDLE
+    assert any(event.event == "turn" for event in world.bus.published)
     assert server.dialled.total() > 20
     found = assert_honest_previews(list(world.bus.published))
     assert (found.equal, found.prefix) == (30, 0)
