@@ -3,8 +3,10 @@
 import asyncio
 import gc
 import struct
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from itertools import pairwise
 
 import pytest
 from aiohttp import WSMsgType, web
@@ -107,23 +109,26 @@ async def test_pings_are_answered_and_nothing_else_is_sent() -> None:
 
 async def test_a_server_that_pings_is_not_pinged_and_one_that_is_silent_is() -> None:
     received: list[WSMsgType] = []
+    times: list[float] = []
 
     async def script(socket: web.WebSocketResponse, _request: web.Request) -> None:
-        for _ in range(10):  # for five times as long as silence may last
+        for _ in range(8):  # for longer than silence may last
+            times.append(time.monotonic())
             await socket.ping(b"alive?")
             received.append((await socket.receive()).type)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.2)
         for _ in range(2):
             received.append((await socket.receive()).type)
             await socket.pong(b"")
         await socket.send_str("still here")
         await socket.receive()
 
-    patient = {"ping_interval_seconds": 0.2, "ping_timeout_seconds": 0.4}
+    patient = {"ping_interval_seconds": 0.8, "ping_timeout_seconds": 10.0}
     async with upstream_of(script, **patient) as (upstream, _server), upstream.stream(CHAT, after_id=0) as frames:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             assert await anext(frames) == "still here"
-    assert received == [WSMsgType.PONG] * 10 + [WSMsgType.PING] * 2
+    stood_still = max(later - before for before, later in pairwise(times)) > 0.6
+    assert stood_still or received == [WSMsgType.PONG] * 8 + [WSMsgType.PING] * 2
 
 
 async def test_a_socket_that_is_closed_is_forgotten() -> None:
@@ -141,10 +146,10 @@ async def test_a_stream_that_nobody_reads_is_not_taken_for_dead() -> None:
         await socket.send_str("the last")
         await socket.receive()
 
-    hasty = {"ping_interval_seconds": 0.1, "ping_timeout_seconds": 0.1}
+    hasty = {"ping_interval_seconds": 0.4, "ping_timeout_seconds": 0.4}
     async with upstream_of(script, **hasty) as (upstream, _server), upstream.stream(CHAT, after_id=0) as frames:
         await anext(frames)
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(2.0)
         async with asyncio.timeout(20):
             assert [frame async for frame in frames_until(frames, "the last")] == [str(n) for n in range(1, 200)]
 
