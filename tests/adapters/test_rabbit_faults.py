@@ -184,6 +184,25 @@ async def test_a_consumer_on_a_half_open_connection_is_told_within_two_heartbeat
     assert bus_is_connected() == 1
 
 
+async def test_a_publisher_on_a_half_open_connection_notices_within_two_heartbeats(
+    bus: RabbitBus, proxy: Proxy
+) -> None:
+    """Also while there is nothing to publish: what comes next need not wait for a deadline."""
+    await bus.publish([message(1)])
+    heartbeats = sample("relay_broker_reconnects_total", reason="heartbeat")
+    started = time.monotonic()
+    assert proxy.swallow() == 1
+    async with asyncio.timeout(PROMPT):
+        while bus_is_connected():
+            await asyncio.sleep(0.02)
+    assert time.monotonic() - started < 4.5  # 2 s, what aiormq rounds up, and a loaded machine
+    proxy.cut()
+    async with asyncio.timeout(PROMPT):
+        await publish_until_confirmed(bus, [message(2)])
+    assert bus_is_connected() == 1
+    assert sample("relay_broker_reconnects_total", reason="heartbeat") == heartbeats + 1
+
+
 def bus_is_connected() -> float:
     return sample("relay_broker_connected")
 
