@@ -44,6 +44,9 @@ class Batch(Generic[Owner]):
 
     def answer(self, tag: int, *, ok: bool) -> int:
         """Take in the answer to one; how many were answered by it: none if it was before."""
+        if ok and tag == self._low and self._answered is None:
+            self._low = tag + 1  # as it is while the broker answers in order
+            return 1
         if tag < self._low or (self._answered is not None and tag in self._answered):
             return 0
         if not ok:
@@ -88,6 +91,7 @@ class Window(Generic[Owner]):
         self._next = 1
         self._batches: OrderedDict[int, Batch[Owner]] = OrderedDict()  # by first tag, in order
         self._firsts: list[int] = []  # their first tags, and some of batches that are gone
+        self._newest: Batch[Owner] | None = None  # that an answer was about
         self._returned = 0  # tag of the last message that came back
 
     def __len__(self) -> int:
@@ -107,15 +111,18 @@ class Window(Generic[Owner]):
         self.unanswered += len(messages)
         return batch
 
-    def answered(self, tag: int, *, multiple: bool, ok: bool) -> list[Batch[Owner]]:
+    def answered(self, tag: int, *, multiple: bool, ok: bool) -> Sequence[Batch[Owner]]:
         """Batches that are whole now, and gone from the window. `multiple`: all up to `tag`; 0 is all there are."""
         if multiple:
             return self._answered_up_to(tag or self._next - 1, ok=ok)
-        batch = self._around(tag)
-        if batch is None:
-            return []
-        self.unanswered -= batch.answer(tag, ok=ok)
-        return [self._drop(batch)] if batch.unanswered == 0 else []
+        batch = self._newest  # nearly always it is about the same one as the answer before
+        if batch is None or not batch.first <= tag <= batch.last:
+            batch = self._newest = self._around(tag)
+            if batch is None:
+                return ()
+        answered = batch.answer(tag, ok=ok)
+        self.unanswered -= answered
+        return (self._drop(batch),) if answered and batch.unanswered == 0 else ()
 
     def came_back(self, message_id: str) -> Outgoing | None:
         """The message that the broker returned; None: it is not in the window.
@@ -156,6 +163,7 @@ class Window(Generic[Owner]):
 
     def _drop(self, batch: Batch[Owner]) -> Batch[Owner]:
         del self._batches[batch.first]
+        self._newest = None
         if len(self._firsts) > 64 + 2 * len(self._batches):
             self._firsts = list(self._batches)
         return batch
