@@ -212,15 +212,16 @@ async def test_a_worker_whose_lease_ran_out_begins_anew_under_another_name(world
     (chat,) = await chats_of(world, 1, ENDLESS)
     slow = HeldUp(claims, hold=("renew",))
     async with working(world, "a", claims=slow, lease_seconds=1.0) as worker:
-        await until(lambda: worker.state.followed == {chat})
+        await until(lambda: worker.state.followed == {chat} and world.bus.published)
         first = worker.status()["worker"]
         lost = counted("relay_leases_lost_total")
         slow.hold()
         await until(lambda: not worker.state.followed)
-        assert counted("relay_leases_lost_total") == lost + 1
+        assert counted("relay_leases_lost_total") > lost
         slow.let_go()
         await until(lambda: worker.state.followed == {chat} and worker.status()["worker"] != first)
-        await until(lambda: {event.session for event in world.bus.published if event.session} == {1, 2})
+        before = world.bus.published[0].session
+        await until(lambda: max(event.session for event in world.bus.published) > before)
 
 
 async def test_who_stood_still_past_its_lease_says_no_stale_word(world: World, claims: MemoryClaims) -> None:
