@@ -32,7 +32,7 @@ class Pulse:
     """Pings sockets that hear nothing, and ends those that go on hearing nothing. One timer for all of them.
 
     The library's keepalive takes a task for each socket, and pings whatever is heard. Servers ping too, every 15 s
-    (protocol.md 4.4): that is proof enough.
+    (protocol.md 4): that is proof enough.
 
     Args:
         interval: Seconds of silence, about, after which a socket is pinged.

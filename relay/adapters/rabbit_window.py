@@ -91,7 +91,7 @@ class Window(Generic[Owner]):
         self._next = 1
         self._batches: OrderedDict[int, Batch[Owner]] = OrderedDict()  # by first tag, in order
         self._firsts: list[int] = []  # their first tags, and some of batches that are gone
-        self._newest: Batch[Owner] | None = None  # that an answer was about
+        self._current: Batch[Owner] | None = None  # that the last answer was about, while it is here
         self._returned = 0  # tag of the last message that came back
 
     def __len__(self) -> int:
@@ -115,14 +115,13 @@ class Window(Generic[Owner]):
         """Batches that are whole now, and gone from the window. `multiple`: all up to `tag`; 0 is all there are."""
         if multiple:
             return self._answered_up_to(tag or self._next - 1, ok=ok)
-        batch = self._newest  # nearly always it is about the same one as the answer before
+        batch = self._current  # nearly always it is about the same one as the answer before
         if batch is None or not batch.first <= tag <= batch.last:
-            batch = self._newest = self._around(tag)
+            batch = self._current = self._around(tag)
             if batch is None:
                 return ()
-        answered = batch.answer(tag, ok=ok)
-        self.unanswered -= answered
-        return (self._drop(batch),) if answered and batch.unanswered == 0 else ()
+        self.unanswered -= batch.answer(tag, ok=ok)
+        return (self._drop(batch),) if batch.unanswered == 0 else ()
 
     def came_back(self, message_id: str) -> Outgoing | None:
         """The message that the broker returned; None: it is not in the window.
@@ -163,7 +162,7 @@ class Window(Generic[Owner]):
 
     def _drop(self, batch: Batch[Owner]) -> Batch[Owner]:
         del self._batches[batch.first]
-        self._newest = None
+        self._current = None
         if len(self._firsts) > 64 + 2 * len(self._batches):
             self._firsts = list(self._batches)
         return batch

@@ -373,3 +373,10 @@ def test_before_there_is_a_channel_all_is_passed_on_as_it_is(
 def test_aiormq_hears_that_the_broker_lives_from_the_answers(runner: asyncio.Runner) -> None:
     _, passed = runner.run(heard(pamqp.frame.marshal(spec.Basic.Ack(1), OWN), []))
     assert passed == pamqp.frame.marshal(Heartbeat(), 0)
+
+
+def test_a_nack_in_its_turn_is_no_confirm() -> None:
+    window = window_of(2)
+    assert not window.answered(1, multiple=False, ok=False)
+    (batch,) = window.answered(2, multiple=False, ok=True)
+    assert batch.nacked == {0}
