@@ -157,6 +157,7 @@ class _Lane:
             count_answered(outcome, len(unanswered))
             count_answered("confirmed", len(stored))
             count_stored(stored)
+            CONFIRM_SECONDS.observe_times(self._loop.time() - batch.sent_at, len(stored))
         call.end(failure)
 
     # --- out
