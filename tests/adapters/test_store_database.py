@@ -399,10 +399,11 @@ async def end_connections(settings: DatabaseSettings) -> None:
     """As a restart of the server does."""
     server = await asyncpg.connect(_url(settings, drivername="postgresql"))
     try:
-        await server.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
+        others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        await server.execute(f"SELECT pg_terminate_backend(pid) {others}")
+        while await server.fetchval(f"SELECT count(*) {others}"):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)  # the ends of the connections are heard by now
     finally:
         await server.close()
 
