@@ -44,6 +44,7 @@ BLOCKED = Gauge(
 
 # What aiormq raises when the other side fails.
 FAILURES = (aiormq.AMQPError, aiormq.ChannelInvalidStateError, OSError)
+_ABORT_SECONDS = 0.5
 _CLOSE_SECONDS = 5.0
 
 T = TypeVar("T")
@@ -314,6 +315,11 @@ class Link:
         connection = _Connection(url, transport_factory=transport, client_properties={"connection_name": name})
         try:
             await ask(connection.connect(), self._opening.connect_timeout_seconds)
+        except asyncio.CancelledError:
+            # The tasks that aiormq has begun end now, not with the loop, when they complain.
+            transport.abort()
+            await asyncio.wait([connection.closing], timeout=_ABORT_SECONDS)
+            raise
         except aiormq.AMQPError as exc:
             if (refusal := _refusal(url, exc)) is None:
                 raise

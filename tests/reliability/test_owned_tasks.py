@@ -181,6 +181,27 @@ async def test_a_bus_that_is_closed_leaves_no_task(rabbit_vhost: str, proxy: Pro
 # --- no exception vanishes -----------------------------------------------------------------------------------------
 
 
+async def test_a_connection_that_is_given_up_when_it_has_just_been_opened_leaves_no_task(rabbit_vhost: str) -> None:
+    before = tasks()
+    opening = asyncio.create_task(opened_and_closed(rabbit_vhost))
+    connects: list[asyncio.Task[Any]] = []
+    while not connects:
+        await asyncio.sleep(0)
+        connects = [task for task in asyncio.all_tasks() if "Connection.connect" in repr(task.get_coro())]
+    while not connects[0].done():
+        await asyncio.sleep(0)
+    opening.cancel()  # before anybody has heard that it is open
+    await asyncio.wait([opening], timeout=10)
+    assert opening.cancelled()
+    await asyncio.sleep(0.01)
+    assert tasks() - before == set()
+
+
+async def opened_and_closed(url: str) -> None:
+    async with open_rabbit(impatient(url)):
+        pass
+
+
 async def test_an_exception_that_nobody_asks_for_is_heard_by_every_test(asyncio_complaints: list[str]) -> None:
     async def fail() -> None:
         raise ZeroDivisionError
