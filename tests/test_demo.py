@@ -33,14 +33,14 @@ def check(summary: Any) -> None:
 @pytest.mark.long
 async def test_the_demo_ends_by_itself_with_every_fold_equal(tmp_path: Path) -> None:
     code, output, errors = await finished("demo", *OPTIONS, "--directory", str(tmp_path))
-    assert code == 0, errors
+    assert code == 0, output + errors
     check(json.loads(output))  # standard output holds the summary and nothing else
     assert "Traceback" not in errors
 
 
 async def test_the_same_with_a_real_broker(rabbit_vhost: str, tmp_path: Path) -> None:
     code, output, errors = await finished("demo", *OPTIONS, "--directory", str(tmp_path), "--rabbit", rabbit_vhost)
-    assert code == 0, errors
+    assert code == 0, output + errors
     check(json.loads(output))
     assert rabbit_vhost not in output + errors
 
@@ -48,7 +48,7 @@ async def test_the_same_with_a_real_broker(rabbit_vhost: str, tmp_path: Path) ->
 async def test_the_same_with_a_newer_coder(tmp_path: Path) -> None:
     options = ("--chats", "3", "--speed", "4", "--json", "--dialect", "d3")
     code, output, errors = await finished("demo", *options, "--directory", str(tmp_path))
-    assert code == 0, errors
+    assert code == 0, output + errors
     assert "(dialect d3)" in errors
     summary = json.loads(output)
     assert (summary["equal"], summary["chats"]) == (3, 3)
