@@ -1,7 +1,8 @@
 """Follow one chat: connect, feed, publish, save, again.
 
 Publish, then save: so any await may be the last, and a follower that is cancelled or killed anywhere loses nothing.
-What waits for a broker or a database waits here, with the socket unread behind it.
+While one batch is saved the next one goes out. What waits for a broker or a database waits here, with the socket unread
+behind it.
 """
 
 import asyncio
@@ -32,6 +33,7 @@ from relay.core.errors import (
 from relay.core.events import Event, JsonObject, Origin, decode_json, encode_json
 from relay.core.frames import content_digest, decode_frame
 from relay.core.preview import Muting, coalesce, shed
+from relay.core.resume import Commit
 from relay.core.tail import IDLE, Batch, ChatTail, Reconcile
 from relay.ports import Claim, Claims, Clock, Outlet, Upstream
 from relay.programs.chance import Chance
@@ -203,8 +205,9 @@ class Follower:
         self._unheard = False  # discovery saw the chat begin or end a turn, and no frame has come since
         self._proved = ""  # digest of the row up to which the tail is known to have all
         self._in_hand: list[Event] = []  # told by the tail, not confirmed by the broker
-        self._unsaved = False  # durable events were confirmed, the resume point was not saved
-        self._waits_since: float | None = None  # for a broker, a database or Coder, monotonic
+        self._unsaved = False  # durable events were confirmed, and the resume point behind them is not even being saved
+        self._saving: asyncio.Task[None] | None = None  # until the store has said yes; if it does not, what it said
+        self._waits_since: dict[str, float] = {}  # monotonic, for a broker, a database or Coder
 
     @property
     def chat_id(self) -> UUID:
@@ -214,12 +217,14 @@ class Follower:
     @property
     def clean(self) -> bool:
         """True when the saved resume point is what was confirmed, and nothing durable is on its way."""
-        return not self._unsaved and all(event.transient for event in self._in_hand) and self.tail.stated
+        saved = not self._unsaved and self._saving is None
+        return saved and all(event.transient for event in self._in_hand) and self.tail.stated
 
     @property
     def held_up(self) -> bool:
         """Broker, database or Coder do not answer as they should: what is in hand may take long to get out."""
-        return self._waits_since is not None and self._clock.monotonic() - self._waits_since > _HELD_UP_SECONDS
+        now = self._clock.monotonic()
+        return any(now - since > _HELD_UP_SECONDS for since in self._waits_since.values())
 
     @property
     def seen(self) -> str:
@@ -245,13 +250,19 @@ class Follower:
             Unauthorized: The token is not accepted.
         """
         try:
+            return await self._until_it_ends()
+        finally:
+            await self._stop_saving()
+
+    async def _until_it_ends(self) -> Followed:
+        try:
             return await self._follow()
         except ChatGone:
             self._log.info("chat_gone")
             self._look = False  # that was the news
             CLOSES.labels("gone").inc()
             await self._send(self.tail.gone(decode_json(self._chat), self._clock.now()))
-            return Followed(Ended.GONE, GONE, self.clean)
+            return await self._ended(Ended.GONE, GONE)
         except Unauthorized:
             CLOSES.labels("auth").inc()
             raise
@@ -262,7 +273,11 @@ class Follower:
             self._log.warning("chat_refused", status=exc.status, reason=str(exc))
             self._look = False
             CLOSES.labels("auth" if exc.status in (401, 403) else "retry").inc()
-            return Followed(Ended.REFUSED, "", self.clean)  # tried again with each sweep: it was not worked off
+            return await self._ended(Ended.REFUSED, "")  # tried again with each sweep: it was not worked off
+
+    async def _ended(self, why: Ended, seen: str) -> Followed:
+        await self._saved()
+        return Followed(why, seen, self.clean)
 
     async def _follow(self) -> Followed:
         delays = self._delays()
@@ -289,6 +304,7 @@ class Follower:
             finally:
                 self._buffer = None
                 self.tail.disconnected()
+            await self._saved()  # or somebody else has the chat: no reason to connect again
             RECONNECTS.labels(why).inc()
             CLOSES.labels("resync" if why in _RESYNCS else "retry").inc()
             with in_state("backoff"):
@@ -314,6 +330,8 @@ class Follower:
     async def _live(self, buffer: FrameBuffer) -> Followed | str:
         checked = heard = self._clock.monotonic()  # when REST was compared last, when a frame came last
         while True:
+            if self._saving is not None and self._saving.done():
+                await self._saved()
             frames = await buffer.take(self._patience(checked, heard), most=_FEED_AT_ONCE)
             if frames:
                 heard = self._clock.monotonic()
@@ -395,6 +413,7 @@ class Follower:
             if reconnect is not None:
                 return reconnect
             self._proved = row
+        await self._saved()
         return Followed(Ended.IDLE, row, self.clean) if self._quiet(buffer) else None
 
     def _quiet(self, buffer: FrameBuffer) -> bool:
@@ -435,10 +454,11 @@ class Follower:
         events = self._fitting(joined)
         self._count(batch)
         self._in_hand += events
-        await self._hand_over()
+        await self._confirmed()
         live = (event for event in events if event.origin is Origin.LIVE)
         if (oldest := next((event for event in live if event.event == "message"), None)) is not None:
             LAG.observe(max(0.0, (self._clock.now() - datetime.fromisoformat(oldest.time)).total_seconds()))
+        await self._save()
 
     def _fitting(self, events: list[Event]) -> list[Event]:
         """Without the previews that are too many for the process."""
@@ -449,24 +469,56 @@ class Follower:
         DROPPED.labels("budget").inc(len(events) - len(kept))
         return kept
 
-    async def _hand_over(self) -> None:
+    async def _confirmed(self) -> None:
+        """Publish what is in hand, and return when the broker has it."""
         while self._in_hand:
             some = self._in_hand[:_PUBLISH_AT_ONCE]
             await self._until_available(partial(self._bus.publish, some), "broker")
             del self._in_hand[: len(some)]
             self._unsaved = self._unsaved or any(not event.transient for event in some)
-        if self._unsaved:
-            commit = self.tail.commit()
+
+    async def _save(self) -> None:
+        """Have the resume point saved, if there is a new one, after the one before it. The next frames do not wait."""
+        if not self._unsaved:
+            return
+        await self._saved()
+        self._saving = asyncio.create_task(self._store(self.tail.commit()), name="save")
+        self._unsaved = False
+
+    async def _store(self, commit: Commit) -> None:
+        try:
             await self._until_available(partial(self._claims.save, self.claim, commit), "database")
-            self.tail.saved(commit)
-            self._unsaved = False
+        except BaseException:
+            if self._buffer is not None:
+                self._buffer.poke()  # who waits for frames has to hear of it
+            raise
+        self.tail.saved(commit)
+        self._saving = None
+
+    async def _saved(self) -> None:
+        """Return when nothing is being saved.
+
+        Raises:
+            LostClaim: Another worker has the chat.
+        """
+        if self._saving is not None:
+            await self._saving
+
+    async def _stop_saving(self) -> None:
+        if self._saving is not None:
+            self._saving.cancel()
+            await asyncio.wait([self._saving])
+            if self._saving is not None:  # it had not come to its end
+                self._unsaved, self._saving = True, None
 
     async def finish(self) -> None:
         """After a cancellation: see what was on its way to its end, within a short time, so that the next follower
         goes on where this one stood. Without it nothing is lost either, only told again."""
         with suppress(TimeoutError, LostClaim, TooLarge):
             async with asyncio.timeout(_FINISH_SECONDS):
-                await self._hand_over()
+                await self._confirmed()
+                await self._save()
+                await self._saved()
 
     async def _answer(self, wanted: Reconcile) -> Batch:
         RECONCILES.labels(wanted.reason).inc()
@@ -484,7 +536,7 @@ class Follower:
         """Repeat until it works. What was handed out by the tail must get out, in this order, before anything else."""
         delays = self._delays()
         waited = False
-        self._waits_since = self._clock.monotonic()
+        self._waits_since[what] = self._clock.monotonic()
         while True:
             try:
                 result = await act()
@@ -494,7 +546,7 @@ class Follower:
                 waited = True
                 await self._clock.sleep(max(next(delays), exc.retry_after_seconds or 0.0))
             else:
-                self._waits_since = None
+                del self._waits_since[what]
                 if waited:
                     self._log.info("available_again", dependency=what)
                 return result

@@ -52,6 +52,7 @@ class HotServer:
         self.parts = parts
         self.size = size
         self.breaks_after = breaks_after
+        self.title = "hot"
         self.told: Counter[UUID] = Counter()  # messages that upstream has by now, by chat
         self.asked: Counter[UUID] = Counter(self.chats)  # prompts
         self.taken = 0  # frames
@@ -89,7 +90,7 @@ class HotServer:
     def _row(self, chat: UUID) -> JsonObject:
         status = "waiting" if self.told[chat] >= self._limit(chat) else "running"
         changed = f"2026-03-01T12:00:00.{self.asked[chat]:06}Z"
-        return {"id": str(chat), "owner_id": str(OWNER), "title": "hot", "status": status, "updated_at": changed}
+        return {"id": str(chat), "owner_id": str(OWNER), "title": self.title, "status": status, "updated_at": changed}
 
     def _limit(self, chat: UUID) -> int:
         return self.asked[chat] * (self.steps + 1)

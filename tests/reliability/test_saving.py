@@ -1,0 +1,136 @@
+"""Saving goes on beside publishing: never ahead of it, never far behind, and whoever ends hears how it ended."""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import pytest
+
+from relay.adapters.clock import SystemClock
+from relay.adapters.memory import MemoryBus
+from relay.core.errors import LostClaim, Unavailable
+from relay.core.events import Event
+from relay.core.resume import Commit
+from relay.ports import Claim, Claims, Upstream
+from relay.programs.follow import Follower, FollowSettings
+from tests.programs.world import World, until, while_running
+from tests.reliability.hot_server import HotServer
+from tests.reliability.test_back_pressure import assert_nothing_is_missing, claimed, messages_of
+
+PATIENT = FollowSettings(
+    settle_seconds=60, linger_seconds=60, first_delay_seconds=0.001, longest_delay_seconds=0.001, buffer_frames=32
+)
+
+
+class SlowStore:
+    """The store of a world that answers a save when it is let to."""
+
+    def __init__(self, world: World) -> None:
+        self._store = world.store
+        self.open = asyncio.Event()
+        self.asked = 0
+        self.waiting = 0
+        self.saved = 0
+        self.over = False  # the claims are another worker's
+
+    async def save(self, claim: Claim, commit: Commit) -> None:
+        self.asked += 1
+        self.waiting += 1
+        try:
+            await self.open.wait()
+        finally:
+            self.waiting -= 1
+        if self.over:
+            raise LostClaim("session is over")
+        await self._store.save(claim, commit)
+        self.saved += 1
+
+
+class CountingBus(MemoryBus):
+    """A broker that confirms so many batches, and none after them."""
+
+    def __init__(self, most: float = math.inf) -> None:
+        super().__init__()
+        self.most = most
+        self.durable = 0  # batches that a resume point has to follow
+        self.refused = 0
+
+    async def publish(self, events: Sequence[Event]) -> None:
+        if self.durable >= self.most:
+            self.refused += 1
+            await asyncio.sleep(0)
+            raise Unavailable("no confirm")
+        await super().publish(events)
+        self.durable += any(not event.transient for event in events)
+
+
+def following(server: HotServer, bus: MemoryBus, store: SlowStore, claim: Claim) -> Follower:
+    upstream, claims = cast(Upstream, server), cast(Claims, store)
+    return Follower(claim, upstream=upstream, bus=bus, claims=claims, clock=SystemClock(), settings=PATIENT)
+
+
+async def test_while_one_batch_is_saved_the_next_one_goes_out_and_none_after_it(world: World) -> None:
+    server, bus, store = HotServer(steps=300), CountingBus(), SlowStore(world)
+    follower = following(server, bus, store, await claimed(world, 1))
+    async with while_running(follower.run()):
+        await until(lambda: bus.durable == 2)
+        await asyncio.sleep(0.3)
+        assert (bus.durable, store.asked) == (2, 1)
+        assert len(messages_of(bus)) < server.steps
+        store.open.set()
+        await until(lambda: len(messages_of(bus)) == server.steps + 1)
+        await until(lambda: world.saved() == messages_of(bus) and follower.clean)
+    assert_nothing_is_missing(server, list(bus.published))
+
+
+async def test_what_is_in_hand_is_not_saved_and_what_is_confirmed_is(world: World) -> None:
+    server, bus, store = HotServer(steps=60), CountingBus(3), SlowStore(world)
+    follower = following(server, bus, store, await claimed(world, 1))
+    async with while_running(follower.run()):
+        await until(lambda: store.asked == 1 and bus.durable == 2)
+        store.open.set()
+        await until(lambda: bus.refused > 200 and store.saved == 3)
+        assert world.saved() == messages_of(bus)
+        assert not follower.clean
+        bus.most = math.inf
+        await until(lambda: len(messages_of(bus)) == server.steps + 1)
+        await until(lambda: world.saved() == messages_of(bus) and follower.clean)
+    assert_nothing_is_missing(server, list(bus.published))
+
+
+async def in_the_middle_of_a_save(server: HotServer, follower: Follower, store: SlowStore) -> None:
+    """Return when all was said, nothing else is on its way, and the last thing is being saved."""
+    store.open.set()
+    await until(lambda: follower.tail.settling and follower.clean)
+    store.open.clear()
+    asked = store.asked
+    server.title = "renamed"
+    follower.look()
+    await until(lambda: store.asked > asked)
+    assert not follower.clean
+
+
+async def test_who_waits_for_frames_hears_that_the_claim_is_lost(world: World) -> None:
+    server, bus, store = HotServer(steps=3), MemoryBus(), SlowStore(world)
+    follower = following(server, bus, store, await claimed(world, 1))
+    task = asyncio.create_task(follower.run())
+    await in_the_middle_of_a_save(server, follower, store)
+    store.over = True
+    store.open.set()
+    with pytest.raises(LostClaim):
+        await asyncio.wait_for(task, 10)  # not after the minute for which it would be silent
+
+
+async def test_who_is_stopped_in_the_middle_of_a_save_saves_again(world: World) -> None:
+    server, bus, store = HotServer(steps=3), MemoryBus(), SlowStore(world)
+    follower = following(server, bus, store, await claimed(world, 1))
+    async with while_running(follower.run()):
+        await in_the_middle_of_a_save(server, follower, store)
+    assert store.waiting == 0, "a save outlives its follower"
+    assert not follower.clean, "whoever comes next would not know that something was on its way"
+    saved = store.saved
+    store.open.set()
+    await follower.finish()
+    assert store.saved == saved + 1
+    assert follower.clean
