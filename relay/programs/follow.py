@@ -204,6 +204,7 @@ class Follower:
         self._stirred = False  # and something that happened while it stood: more may come soon
         self._unheard = False  # discovery saw the chat begin or end a turn, and no frame has come since
         self._proved = ""  # digest of the row up to which the tail is known to have all
+        self._untold = False  # the tail was fed, and what it made of it is not in hand: nothing may be saved
         self._in_hand: list[Event] = []  # told by the tail, not confirmed by the broker
         self._unsaved = False  # durable events were confirmed, and the resume point behind them is not even being saved
         self._saving: asyncio.Task[None] | None = None  # until the store has said yes; if it does not, what it said
@@ -369,7 +370,13 @@ class Follower:
         self._heard = True
         whole = Batch()
         for text in frames:
-            whole.join(self.tail.feed(decode_frame(text), self._clock.now()))
+            try:
+                seen = decode_frame(text)
+            except BadFrame:
+                await self._send(whole)  # what stood before it
+                raise
+            self._untold = True
+            whole.join(self.tail.feed(seen, self._clock.now()))
             if whole.wants is not None or whole.reconnect is not None:
                 reconnect = await self._send(whole)
                 whole = Batch()
@@ -454,6 +461,7 @@ class Follower:
         events = self._fitting(joined)
         self._count(batch)
         self._in_hand += events
+        self._untold = False
         await self._confirmed()
         live = (event for event in events if event.origin is Origin.LIVE)
         if (oldest := next((event for event in live if event.event == "message"), None)) is not None:
@@ -517,8 +525,9 @@ class Follower:
         with suppress(TimeoutError, LostClaim, TooLarge):
             async with asyncio.timeout(_FINISH_SECONDS):
                 await self._confirmed()
-                await self._save()
-                await self._saved()
+                if not self._untold:
+                    await self._save()
+                    await self._saved()
 
     async def _answer(self, wanted: Reconcile) -> Batch:
         RECONCILES.labels(wanted.reason).inc()

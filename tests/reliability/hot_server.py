@@ -42,16 +42,27 @@ class HotServer:
         steps: Of each chat; the turn is over after them.
         parts: Live parts of each step.
         breaks_after: Frames after which a stream breaks off; 0: it stays.
+        unreadable_after: Frames of the first stream after which comes one that is none; 0: never.
     """
 
     deployment = DEPLOYMENT
 
-    def __init__(self, chats: int = 1, *, steps: int, parts: int = 3, breaks_after: int = 0, size: int = 10) -> None:
+    def __init__(
+        self,
+        chats: int = 1,
+        *,
+        steps: int,
+        parts: int = 3,
+        breaks_after: int = 0,
+        unreadable_after: int = 0,
+        size: int = 10,
+    ) -> None:
         self.chats = [UUID(int=number) for number in range(1, chats + 1)]
         self.steps = steps
         self.parts = parts
         self.size = size
         self.breaks_after = breaks_after
+        self.unreadable_after = unreadable_after
         self.title = "hot"
         self.told: Counter[UUID] = Counter()  # messages that upstream has by now, by chat
         self.asked: Counter[UUID] = Counter(self.chats)  # prompts
@@ -137,6 +148,8 @@ class HotServer:
             yield text
             self.taken += 1
             self.characters += len(text)
+            if sent == self.unreadable_after and self.dialled[chat] == 1:
+                yield "<html>bad gateway</html>"
             if sent == self.breaks_after:
                 raise StreamEnded("cut", "network_error")
         await asyncio.Event().wait()

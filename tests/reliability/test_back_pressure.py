@@ -154,6 +154,22 @@ async def test_a_message_that_the_broker_does_not_confirm_is_not_saved(world: Wo
     assert_nothing_is_missing(server, list(bus.published))
 
 
+async def test_a_frame_that_cannot_be_read_costs_nothing_that_waited_before_it(world: World) -> None:
+    """They are taken together: a broker was away meanwhile."""
+    server, bus = HotServer(steps=60, unreadable_after=20), HalfDeafBus(1)
+    claim = await claimed(world, 1)
+    settings = SETTINGS.model_copy(update={"first_delay_seconds": 0.001, "longest_delay_seconds": 0.001})
+    upstream, claims = cast(Upstream, server), cast(Claims, world.store)
+    follower = Follower(claim, upstream=upstream, bus=bus, claims=claims, clock=SystemClock(), settings=settings)
+    async with while_running(follower.run()):
+        await until(lambda: bus.refused and server.taken > 20)
+        bus.last = 10**6
+        await until(lambda: len(messages_of(bus)) == server.steps + 1)
+        await until(lambda: world.saved() == messages_of(bus) and follower.clean)
+    assert [event.routing_key for event in bus.published if event.event == "error"] != []
+    assert_nothing_is_missing(server, list(bus.published))
+
+
 class HalfDeafBus(MemoryBus):
     """A broker that confirms messages up to one, and none above it."""
 

@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Sequence
+from datetime import datetime
 from typing import cast
 
 import pytest
@@ -11,7 +12,9 @@ from relay.adapters.clock import SystemClock
 from relay.adapters.memory import MemoryBus
 from relay.core.errors import LostClaim, Unavailable
 from relay.core.events import Event
+from relay.core.frames import Frame
 from relay.core.resume import Commit
+from relay.core.tail import Batch, ChatTail
 from relay.ports import Claim, Claims, Upstream
 from relay.programs.follow import Follower, FollowSettings
 from tests.programs.world import World, until, while_running
@@ -134,3 +137,25 @@ async def test_who_is_stopped_in_the_middle_of_a_save_saves_again(world: World) 
     await follower.finish()
     assert store.saved == saved + 1
     assert follower.clean
+
+
+async def test_nothing_is_saved_of_a_tail_that_failed_before_it_was_heard(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, bus, store = HotServer(steps=30), CountingBus(), SlowStore(world)
+    follower = following(server, bus, store, await claimed(world, 1))
+    feed = ChatTail.feed
+
+    def feed_until_it_fails(tail: ChatTail, frame: Frame, at: datetime) -> Batch:
+        batch = feed(tail, frame, at)
+        if store.waiting and any(event.event == "message" for event in batch.events):
+            raise ZeroDivisionError
+        return batch
+
+    monkeypatch.setattr(ChatTail, "feed", feed_until_it_fails)
+    with pytest.raises(ZeroDivisionError):
+        await follower.run()
+    assert not follower.clean
+    store.open.set()
+    await follower.finish()
+    assert world.saved() <= messages_of(bus)
