@@ -52,7 +52,7 @@ async def test_after_a_kill_nobody_gets_the_chat_before_the_lease_has_run_out(cl
 
 
 async def test_tools_of_a_stored_step_run_again_after_a_restart(client: Client) -> None:
-    chat = await client.owner().create("[slowtool n=2 ms=2 toolms=2000] slow")
+    chat = await client.owner().create("[slowtool n=2 ms=2 toolms=50000] slow")
     async with client.stream(chat) as seen:
         await seen.until(lambda s: "assistant" in s.story and s.story[-2:] == ["preview_reset", "preview_reset"])
         await client.simulator.restart(polite=True)
