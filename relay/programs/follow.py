@@ -509,14 +509,21 @@ class Follower:
         Raises:
             LostClaim: Another worker has the chat.
         """
-        if self._saving is not None:
-            await self._saving
+        if (saving := self._saving) is not None:
+            await asyncio.wait([saving])  # so that it goes on when whoever waits is cancelled
+            saving.result()
 
     async def _stop_saving(self) -> None:
-        if self._saving is not None:
-            self._saving.cancel()
-            await asyncio.wait([self._saving])
-            if self._saving is not None:  # it had not come to its end
+        """Let a save come to its end, or end it: `finish` can begin none while a broker that is away has events due."""
+        if (saving := self._saving) is not None:
+            await asyncio.wait([saving], timeout=_FINISH_SECONDS)
+        await self._end_saving()
+
+    async def _end_saving(self) -> None:
+        if (saving := self._saving) is not None:
+            saving.cancel()
+            await asyncio.wait([saving])
+            if self._saving is not None:
                 self._unsaved, self._saving = True, None
 
     async def finish(self) -> None:
@@ -528,6 +535,7 @@ class Follower:
                 if not self._untold:
                     await self._save()
                     await self._saved()
+        await self._end_saving()
 
     async def _answer(self, wanted: Reconcile) -> Batch:
         RECONCILES.labels(wanted.reason).inc()

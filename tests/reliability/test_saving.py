@@ -29,8 +29,9 @@ PATIENT = FollowSettings(
 class SlowStore:
     """The store of a world that answers a save when it is let to."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, *, free: int = 0) -> None:
         self._store = world.store
+        self.free = free  # saves that are answered at once
         self.open = asyncio.Event()
         self.asked = 0
         self.waiting = 0
@@ -41,7 +42,8 @@ class SlowStore:
         self.asked += 1
         self.waiting += 1
         try:
-            await self.open.wait()
+            if self.asked > self.free:
+                await self.open.wait()
         finally:
             self.waiting -= 1
         if self.over:
@@ -137,6 +139,31 @@ async def test_who_is_stopped_in_the_middle_of_a_save_saves_again(world: World) 
     await follower.finish()
     assert store.saved == saved + 1
     assert follower.clean
+
+
+async def test_a_save_comes_to_its_end_when_its_follower_is_stopped_with_events_in_hand(world: World) -> None:
+    """They cannot go out, the broker is away, and nothing else can be saved before them."""
+    server, bus, store = HotServer(steps=60), CountingBus(3), SlowStore(world, free=2)
+    follower = following(server, bus, store, await claimed(world, 1))
+    async with while_running(follower.run()):
+        await until(lambda: store.waiting and bus.refused > 5)
+        assert world.saved() < messages_of(bus)
+        asyncio.get_running_loop().call_later(0.2, store.open.set)
+    assert world.saved() == messages_of(bus)
+    await follower.finish()
+    assert world.saved() == messages_of(bus)
+    assert not follower.clean
+
+
+async def test_a_store_that_does_not_answer_holds_up_no_end(world: World) -> None:
+    server, bus, store = HotServer(steps=3), MemoryBus(), SlowStore(world)
+    follower = following(server, bus, store, await claimed(world, 1))
+    async with while_running(follower.run()):
+        await in_the_middle_of_a_save(server, follower, store)
+    assert store.waiting == 0
+    await follower.finish()
+    assert store.waiting == 0, "a save outlives its follower"
+    assert not follower.clean
 
 
 async def test_nothing_is_saved_of_a_tail_that_failed_before_it_was_heard(
