@@ -332,7 +332,7 @@ class Follower:
         checked = heard = self._clock.monotonic()  # when REST was compared last, when a frame came last
         while True:
             if self._saving is not None and self._saving.done():
-                await self._saved()
+                await self._saved()  # it failed, or it would be gone
             frames = await buffer.take(self._patience(checked, heard), most=_FEED_AT_ONCE)
             if frames:
                 heard = self._clock.monotonic()
@@ -515,9 +515,11 @@ class Follower:
 
     async def _stop_saving(self) -> None:
         """Let a save come to its end, or end it: `finish` can begin none while a broker that is away has events due."""
-        if (saving := self._saving) is not None:
-            await asyncio.wait([saving], timeout=_FINISH_SECONDS)
-        await self._end_saving()
+        try:
+            if (saving := self._saving) is not None:
+                await asyncio.wait([saving], timeout=_FINISH_SECONDS)
+        finally:
+            await self._end_saving()  # also for who is cancelled again
 
     async def _end_saving(self) -> None:
         if (saving := self._saving) is not None:
@@ -529,13 +531,15 @@ class Follower:
     async def finish(self) -> None:
         """After a cancellation: see what was on its way to its end, within a short time, so that the next follower
         goes on where this one stood. Without it nothing is lost either, only told again."""
-        with suppress(TimeoutError, LostClaim, TooLarge):
-            async with asyncio.timeout(_FINISH_SECONDS):
-                await self._confirmed()
-                if not self._untold:
-                    await self._save()
-                    await self._saved()
-        await self._end_saving()
+        try:
+            with suppress(TimeoutError, LostClaim, TooLarge):
+                async with asyncio.timeout(_FINISH_SECONDS):
+                    await self._confirmed()
+                    if not self._untold:
+                        await self._save()
+                        await self._saved()
+        finally:
+            await self._end_saving()
 
     async def _answer(self, wanted: Reconcile) -> Batch:
         RECONCILES.labels(wanted.reason).inc()

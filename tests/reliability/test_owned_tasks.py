@@ -178,9 +178,6 @@ async def test_a_bus_that_is_closed_leaves_no_task(rabbit_vhost: str, proxy: Pro
     assert await ended(work(), lambda: False) is None
 
 
-# --- no exception vanishes -----------------------------------------------------------------------------------------
-
-
 async def test_a_connection_that_is_given_up_when_it_has_just_been_opened_leaves_no_task(rabbit_vhost: str) -> None:
     before = tasks()
     opening = asyncio.create_task(opened_and_closed(rabbit_vhost))
@@ -200,6 +197,9 @@ async def test_a_connection_that_is_given_up_when_it_has_just_been_opened_leaves
 async def opened_and_closed(url: str) -> None:
     async with open_rabbit(impatient(url)):
         pass
+
+
+# --- no exception vanishes -----------------------------------------------------------------------------------------
 
 
 async def test_an_exception_that_nobody_asks_for_is_heard_by_every_test(asyncio_complaints: list[str]) -> None:

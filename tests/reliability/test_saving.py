@@ -166,6 +166,19 @@ async def test_a_store_that_does_not_answer_holds_up_no_end(world: World) -> Non
     assert not follower.clean
 
 
+async def test_who_is_cancelled_twice_leaves_no_save_behind(world: World) -> None:
+    server, bus, store = HotServer(steps=3), MemoryBus(), SlowStore(world)
+    follower = following(server, bus, store, await claimed(world, 1))
+    task = asyncio.create_task(follower.run())
+    await in_the_middle_of_a_save(server, follower, store)
+    for _ in range(2):
+        task.cancel()
+        await asyncio.sleep(0.05)
+    await asyncio.wait([task], timeout=1)
+    assert task.cancelled()
+    assert store.waiting == 0
+
+
 async def test_nothing_is_saved_of_a_tail_that_failed_before_it_was_heard(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
