@@ -144,5 +144,4 @@ class MemoryClaims:
         return row if row is not None and (row.session, row.worker) == (claim.session, claim.worker) else None
 
     def _store(self, row: _Row, commit: Commit) -> None:
-        known = (row.point.known - commit.removed) | commit.added
-        row.point = replace(commit.point, known=known)
+        row.point = commit.onto(row.point.known)

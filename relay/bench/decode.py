@@ -69,7 +69,7 @@ def _through_the_core(frames: Sequence[str], cost: _Cost) -> None:
         for event in batch.events:
             cost.out += len(event.encode())
         if batch.events and not all(event.transient for event in batch.events):
-            tail.saved(tail.commit())
+            tail.commit()
         cost.events += len(batch.events)
     cost.frames += len(frames)
 

@@ -24,7 +24,7 @@ class History:
 
     def __init__(self, known: Iterable[int]) -> None:
         self.known = set(known)
-        self._added: set[int] = set()  # since the last save
+        self._added: set[int] = set()  # since `changes` was asked last
         self._removed: set[int] = set()
         self._gone: set[int] = set()  # never come back
         self._read: list[tuple[int, int]] = []  # spans that REST has told whole on this connection: [lowest, highest)
@@ -73,14 +73,12 @@ class History:
         self.known -= lost
         self._gone.update(gone)
 
-    def unsaved(self) -> tuple[frozenset[int], frozenset[int]]:
-        """What was added and removed since the last save."""
-        return frozenset(self._added), frozenset(self._removed)
-
-    def saved(self, added: Collection[int], removed: Collection[int]) -> None:
-        """These differences were stored. Some may have been undone meanwhile: that is the next one."""
-        self._added = (self._added - set(added)) | self.known.intersection(removed)
-        self._removed = (self._removed - set(removed)) | (set(added) - self.known)
+    def changes(self) -> tuple[frozenset[int], frozenset[int]]:
+        """What was added and removed since this was asked last."""
+        changes = frozenset(self._added), frozenset(self._removed)
+        self._added.clear()
+        self._removed.clear()
+        return changes
 
     def above(self, after_id: int) -> set[int]:
         """The known ids that a stream opened with `after_id` has to show."""

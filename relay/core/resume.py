@@ -1,7 +1,7 @@
 """Where a follower goes on after a restart: all that must outlive it, and nothing more."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field, fields, replace
 from typing import Self, cast
 
 from relay.core.errors import CorruptState
@@ -78,8 +78,20 @@ _STORED = tuple(each.name for each in fields(ResumePoint) if each.name not in ("
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A resume point and what changed in its set since the last one: a store writes only the difference."""
+    """A resume point and what changed in its set since the last one: a store writes only the difference, perhaps twice.
+
+    `point.known` is left empty. The set of a long chat takes longer to copy than all else that is done for a message.
+    """
 
     point: ResumePoint
     added: frozenset[int]
     removed: frozenset[int]
+
+    def onto(self, known: Set[int]) -> ResumePoint:
+        """The whole resume point, where `known` was stored before."""
+        return replace(self.point, known=(frozenset(known) - self.removed) | self.added)
+
+    def then(self, later: "Commit") -> "Commit":
+        """Both in one."""
+        added = (self.added - later.removed) | later.added
+        return Commit(later.point, added, (self.removed - later.added) | later.removed)

@@ -6,8 +6,7 @@
     tail.answered(chat, page, at)     -> Batch: the REST read that a batch wanted
     tail.settled(at)                  -> Batch: `tail.settling`, and no frame came for a moment
     tail.disconnected()               the stream ended, however
-    tail.commit()                     what to save, once the broker has confirmed all events so far
-    tail.saved(commit)                it was stored: the next commit has only what came since
+    tail.commit()                     what to save, once the broker has confirmed all events so far: what is new of it
 
 A tail that is dropped before its commit was saved leaves no trace: the next one tells the same facts again, with the
 same ids. Servers up to 2.34 tell edits badly and ends of turns early; where the frames alone cannot decide, a batch
@@ -364,10 +363,9 @@ class ChatTail:
         return self._out()
 
     def commit(self) -> Commit:
-        """Call only after the broker confirmed every event handed out so far."""
-        known, told = frozenset(self._history.known), self._telling
+        """What came since this was called last. Call only after the broker confirmed every event handed out so far."""
+        told = self._telling
         point = ResumePoint(
-            known=known,
             after=self.after,
             revision=self.revision,
             turn=self._turn_id,
@@ -390,11 +388,7 @@ class ChatTail:
             archived=told.archived,
             clean=self.stated,
         )
-        return Commit(point, *self._history.unsaved())
-
-    def saved(self, commit: Commit) -> None:
-        """The commit was stored. Until then the next one holds its difference too."""
-        self._history.saved(commit.added, commit.removed)
+        return Commit(point, *self._history.changes())
 
     # --- the snapshot -------------------------------------------------------------------------------------------------
 

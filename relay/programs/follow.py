@@ -1,7 +1,7 @@
 """Follow one chat: connect, feed, publish, save, again.
 
 Publish, then save: so any await may be the last, and a follower that is cancelled or killed anywhere loses nothing.
-While one batch is saved the next one goes out. What waits for a broker or a database waits here, with the socket unread
+While one batch is saved the next ones go out. What waits for a broker or a database waits here, with the socket unread
 behind it.
 """
 
@@ -39,6 +39,7 @@ from relay.ports import Claim, Claims, Clock, Outlet, Upstream
 from relay.programs.chance import Chance
 from relay.programs.frame_buffer import FrameBuffer
 from relay.programs.pressure import Pressure
+from relay.programs.saving import Saving
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -204,10 +205,9 @@ class Follower:
         self._stirred = False  # and something that happened while it stood: more may come soon
         self._unheard = False  # discovery saw the chat begin or end a turn, and no frame has come since
         self._proved = ""  # digest of the row up to which the tail is known to have all
-        self._untold = False  # the tail was fed, and what it made of it is not in hand: nothing may be saved
         self._in_hand: list[Event] = []  # told by the tail, not confirmed by the broker
-        self._unsaved = False  # durable events were confirmed, and the resume point behind them is not even being saved
-        self._saving: asyncio.Task[None] | None = None  # until the store has said yes; if it does not, what it said
+        self._unsaved = False  # durable events were confirmed, and `_saving` has not heard of it
+        self._saving = Saving(self._store, self._wake, clock)
         self._waits_since: dict[str, float] = {}  # monotonic, for a broker, a database or Coder
 
     @property
@@ -218,7 +218,7 @@ class Follower:
     @property
     def clean(self) -> bool:
         """True when the saved resume point is what was confirmed, and nothing durable is on its way."""
-        saved = not self._unsaved and self._saving is None
+        saved = not self._unsaved and self._saving.all_stored
         return saved and all(event.transient for event in self._in_hand) and self.tail.stated
 
     @property
@@ -240,8 +240,7 @@ class Follower:
     def look(self) -> None:
         """Discovery saw news of the chat."""
         self._look = True
-        if self._buffer is not None:
-            self._buffer.poke()
+        self._wake()
 
     async def run(self) -> Followed:
         """Follow until the chat has been idle for the linger time, or is not there to be followed.
@@ -253,7 +252,8 @@ class Follower:
         try:
             return await self._until_it_ends()
         finally:
-            await self._stop_saving()
+            # `finish` could begin no save while a broker that is away has events due.
+            await self._saving.stop(_FINISH_SECONDS)
 
     async def _until_it_ends(self) -> Followed:
         try:
@@ -277,7 +277,7 @@ class Follower:
             return await self._ended(Ended.REFUSED, "")  # tried again with each sweep: it was not worked off
 
     async def _ended(self, why: Ended, seen: str) -> Followed:
-        await self._saved()
+        await self._saving.finish()
         return Followed(why, seen, self.clean)
 
     async def _follow(self) -> Followed:
@@ -305,7 +305,7 @@ class Follower:
             finally:
                 self._buffer = None
                 self.tail.disconnected()
-            await self._saved()  # or somebody else has the chat: no reason to connect again
+            await self._saving.finish()  # or somebody else has the chat: no reason to connect again
             RECONNECTS.labels(why).inc()
             CLOSES.labels("resync" if why in _RESYNCS else "retry").inc()
             with in_state("backoff"):
@@ -331,8 +331,8 @@ class Follower:
     async def _live(self, buffer: FrameBuffer) -> Followed | str:
         checked = heard = self._clock.monotonic()  # when REST was compared last, when a frame came last
         while True:
-            if self._saving is not None and self._saving.done():
-                await self._saved()  # it failed, or it would be gone
+            if self._saving.failed:
+                await self._saving.finish()
             frames = await buffer.take(self._patience(checked, heard), most=_FEED_AT_ONCE)
             if frames:
                 heard = self._clock.monotonic()
@@ -375,7 +375,6 @@ class Follower:
             except BadFrame:
                 await self._send(whole)  # what stood before it
                 raise
-            self._untold = True
             whole.join(self.tail.feed(seen, self._clock.now()))
             if whole.wants is not None or whole.reconnect is not None:
                 reconnect = await self._send(whole)
@@ -420,7 +419,7 @@ class Follower:
             if reconnect is not None:
                 return reconnect
             self._proved = row
-        await self._saved()
+        await self._saving.finish()
         return Followed(Ended.IDLE, row, self.clean) if self._quiet(buffer) else None
 
     def _quiet(self, buffer: FrameBuffer) -> bool:
@@ -461,7 +460,6 @@ class Follower:
         events = self._fitting(joined)
         self._count(batch)
         self._in_hand += events
-        self._untold = False
         await self._confirmed()
         live = (event for event in events if event.origin is Origin.LIVE)
         if (oldest := next((event for event in live if event.event == "message"), None)) is not None:
@@ -486,47 +484,17 @@ class Follower:
             self._unsaved = self._unsaved or any(not event.transient for event in some)
 
     async def _save(self) -> None:
-        """Have the resume point saved, if there is a new one, after the one before it. The next frames do not wait."""
-        if not self._unsaved:
-            return
-        await self._saved()
-        self._saving = asyncio.create_task(self._store(self.tail.commit()), name="save")
-        self._unsaved = False
+        """Have the resume point saved, if there is a new one. The next frames do not wait for it."""
+        if self._unsaved:
+            self._unsaved = False
+            await self._saving.save(self.tail.commit())
 
     async def _store(self, commit: Commit) -> None:
-        try:
-            await self._until_available(partial(self._claims.save, self.claim, commit), "database")
-        except BaseException:
-            if self._buffer is not None:
-                self._buffer.poke()  # who waits for frames has to hear of it
-            raise
-        self.tail.saved(commit)
-        self._saving = None
+        await self._until_available(partial(self._claims.save, self.claim, commit), "database")
 
-    async def _saved(self) -> None:
-        """Return when nothing is being saved.
-
-        Raises:
-            LostClaim: Another worker has the chat.
-        """
-        if (saving := self._saving) is not None:
-            await asyncio.wait([saving])  # so that it goes on when whoever waits is cancelled
-            saving.result()
-
-    async def _stop_saving(self) -> None:
-        """Let a save come to its end, or end it: `finish` can begin none while a broker that is away has events due."""
-        try:
-            if (saving := self._saving) is not None:
-                await asyncio.wait([saving], timeout=_FINISH_SECONDS)
-        finally:
-            await self._end_saving()  # also for who is cancelled again
-
-    async def _end_saving(self) -> None:
-        if (saving := self._saving) is not None:
-            saving.cancel()
-            await asyncio.wait([saving])
-            if self._saving is not None:
-                self._unsaved, self._saving = True, None
+    def _wake(self) -> None:
+        if self._buffer is not None:
+            self._buffer.poke()
 
     async def finish(self) -> None:
         """After a cancellation: see what was on its way to its end, within a short time, so that the next follower
@@ -535,11 +503,10 @@ class Follower:
             with suppress(TimeoutError, LostClaim, TooLarge):
                 async with asyncio.timeout(_FINISH_SECONDS):
                     await self._confirmed()
-                    if not self._untold:
-                        await self._save()
-                        await self._saved()
+                    await self._save()
+                    await self._saving.finish()
         finally:
-            await self._end_saving()
+            await self._saving.end()
 
     async def _answer(self, wanted: Reconcile) -> Batch:
         RECONCILES.labels(wanted.reason).inc()

@@ -64,7 +64,7 @@ class Row:
         return (self.session, self.worker) == (claim.session, claim.worker)
 
     def store(self, commit: Commit) -> None:
-        self.point = replace(commit.point, known=(self.point.known - commit.removed) | commit.added)
+        self.point = commit.onto(self.point.known)
 
     def take(self, worker: str) -> Claim:
         claim = Claim(self.chat, worker, self.session + 1, replace(self.point, clean=self.clean))

@@ -169,7 +169,8 @@ class Tail:
     """A tail with all that came out of it. `events` are those of the last input."""
 
     def __init__(self, resume: ResumePoint | None = None, *, session: int = 1) -> None:
-        self.tail = ChatTail(REF, session, resume or ResumePoint())
+        self._resume = resume or ResumePoint()
+        self.tail = ChatTail(REF, session, self._resume)
         self.batch = Batch()
         self.all: list[Event] = []
 
@@ -220,7 +221,8 @@ class Tail:
         return self.tail.settling
 
     def to_save(self) -> ResumePoint:
-        return self.tail.commit().point
+        self._resume = self.tail.commit().onto(self._resume.known)
+        return self._resume
 
     def again(self, *, clean: bool = True, saved: ResumePoint | None = None) -> "Tail":
         """The tail of the next session, from what this one saved."""

@@ -45,7 +45,8 @@ class RecordedFollower:
     ) -> None:
         self.server = RecordedServer(chat)
         ref = ChatRef("http://coder.test", UUID(chat.chat_id), _OWNER, UUID(chat.chat_id))
-        self.tail = ChatTail(ref, session, resume or ResumePoint())
+        self._point = resume or ResumePoint()  # as saved last
+        self.tail = ChatTail(ref, session, self._point)
         self.life = Life()
         self._reshape = reshape
         self._connections = 0
@@ -108,9 +109,8 @@ class RecordedFollower:
             self._keep(batch)
 
     def _saved(self) -> ResumePoint:
-        commit = self.tail.commit()
-        self.tail.saved(commit)
-        return commit.point
+        self._point = self.tail.commit().onto(self._point.known)
+        return self._point
 
     def _keep(self, batch: Batch) -> None:
         self.life.events += batch.events

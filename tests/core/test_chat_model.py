@@ -50,9 +50,7 @@ class FollowedChat:
         self.events += batch.events
         self.wanted = batch.wants
         if any(not event.transient for event in batch.events):
-            commit = self.tail.commit()
-            self.tail.saved(commit)
-            self.saved.append(commit.point)
+            self.saved.append(self.tail.commit().onto(self.saved[-1].known))
         if batch.reconnect is not None:
             self.close()
 

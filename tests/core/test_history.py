@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from relay.core.frames import Message
 from relay.core.history import History
+from relay.core.resume import Commit, ResumePoint
 from tests.core.frames import assistant
 
 
@@ -30,23 +31,23 @@ def test_a_cursor_leaves_out_the_message_it_names() -> None:
 
 
 @given(
-    st.sets(st.integers(1, 6)), st.lists(st.tuples(st.sampled_from("add remove begin end".split()), st.integers(1, 6)))
+    st.sets(st.integers(1, 6)),
+    st.lists(st.tuples(st.sampled_from("add remove commit save fail".split()), st.integers(1, 6))),
 )
-def test_whatever_happens_while_a_save_is_on_its_way_the_store_comes_to_the_same_set(
+def test_however_changes_are_cut_joined_and_saved_twice_the_store_comes_to_the_same_set(
     stored: set[int], steps: list[tuple[str, int]]
 ) -> None:
-    history = History(stored)
-    on_its_way: tuple[frozenset[int], frozenset[int]] | None = None
+    history, waiting = History(stored), Commit(ResumePoint(), frozenset(), frozenset())
     for what, key in steps:
         if what == "add" and history.is_new(message(key)):
             history.add(message(key))
         elif what == "remove" and key in history:
             history.remove({key})
-        elif what == "begin":
-            on_its_way = history.unsaved()
-        elif what == "end" and on_its_way is not None:
-            stored = (stored - on_its_way[1]) | on_its_way[0]
-            history.saved(*on_its_way)
-            on_its_way = None
-    added, removed = history.unsaved()
-    assert (stored - removed) | added == history.known
+        elif what == "commit":
+            waiting = waiting.then(Commit(ResumePoint(), *history.changes()))
+        elif what in ("save", "fail"):
+            stored = set(waiting.onto(stored).known)
+            if what == "save":  # else nobody knows that it was stored
+                waiting = Commit(ResumePoint(), frozenset(), frozenset())
+    rest = waiting.then(Commit(ResumePoint(), *history.changes()))
+    assert rest.onto(stored).known == history.known

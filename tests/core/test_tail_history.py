@@ -549,17 +549,17 @@ def test_the_next_connection_asks_from_just_before_the_last_prompt() -> None:
     assert Tail().tail.after == 0
 
 
-def test_a_commit_holds_what_changed_since_the_last_one_that_was_saved() -> None:
+def test_a_commit_holds_what_changed_since_the_last_one() -> None:
     tail = answered_chat().tail
-    for _ in range(2):
-        commit = tail.commit()
-        assert commit.added == {1, 2, 5, 6}
-    tail.saved(commit)
+    first = tail.commit()
+    assert first.added == {1, 2, 5, 6}
     assert (tail.commit().added, tail.commit().removed) == (frozenset(), frozenset())
     tail.feed(frame(msg(user(9)), queue()), AT)
     tail.answered({"status": "pending"}, [user(9), assistant(2, "one"), user(1)], complete=True, at=AT)
     commit = tail.commit()
-    assert [set(ids) for ids in (commit.point.known, commit.added, commit.removed)] == [{1, 2, 9}, {9}, {5, 6}]
+    assert [set(ids) for ids in (commit.added, commit.removed)] == [{9}, {5, 6}]
+    assert commit.onto({1, 2, 5, 6}) == first.then(commit).onto(set())
+    assert commit.onto({1, 2, 5, 6}).known == {1, 2, 9}
 
 
 def test_a_tail_dropped_before_its_commit_was_saved_leaves_no_trace() -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import cast
 
@@ -15,7 +16,8 @@ from relay.core.events import Event
 from relay.core.frames import Frame
 from relay.core.resume import Commit
 from relay.core.tail import Batch, ChatTail
-from relay.ports import Claim, Claims, Upstream
+from relay.ports import Claim, Claims, Clock, Upstream
+from relay.programs import saving
 from relay.programs.follow import Follower, FollowSettings
 from tests.programs.world import World, until, while_running
 from tests.reliability.hot_server import HotServer
@@ -53,35 +55,54 @@ class SlowStore:
 
 
 class CountingBus(MemoryBus):
-    """A broker that confirms so many batches, and none after them."""
+    """A broker that confirms so many batches that a resume point has to follow, and no such one after them."""
 
     def __init__(self, most: float = math.inf) -> None:
         super().__init__()
         self.most = most
-        self.durable = 0  # batches that a resume point has to follow
+        self.durable = 0  # such batches
         self.refused = 0
+        self.after: dict[int, Callable[[], None]] = {}  # to be done once so many are confirmed
 
     async def publish(self, events: Sequence[Event]) -> None:
-        if self.durable >= self.most:
+        durable = any(not event.transient for event in events)
+        if durable and self.durable >= self.most:
             self.refused += 1
             await asyncio.sleep(0)
             raise Unavailable("no confirm")
         await super().publish(events)
-        self.durable += any(not event.transient for event in events)
+        if durable:
+            self.durable += 1
+            self.after.get(self.durable, lambda: None)()
 
 
-def following(server: HotServer, bus: MemoryBus, store: SlowStore, claim: Claim) -> Follower:
+class Hourglass(SystemClock):
+    """Two seconds pass when it is turned."""
+
+    passed = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.passed
+
+    def turn(self) -> None:
+        self.passed += 2.0
+
+
+def following(
+    server: HotServer, bus: MemoryBus, store: SlowStore, claim: Claim, clock: Clock | None = None
+) -> Follower:
     upstream, claims = cast(Upstream, server), cast(Claims, store)
-    return Follower(claim, upstream=upstream, bus=bus, claims=claims, clock=SystemClock(), settings=PATIENT)
+    return Follower(claim, upstream=upstream, bus=bus, claims=claims, clock=clock or SystemClock(), settings=PATIENT)
 
 
-async def test_while_one_batch_is_saved_the_next_one_goes_out_and_none_after_it(world: World) -> None:
-    server, bus, store = HotServer(steps=300), CountingBus(), SlowStore(world)
-    follower = following(server, bus, store, await claimed(world, 1))
+async def test_what_is_confirmed_runs_ahead_of_the_store_for_a_second_and_no_further(world: World) -> None:
+    server, bus, store, clock = HotServer(steps=300), CountingBus(), SlowStore(world), Hourglass()
+    follower = following(server, bus, store, await claimed(world, 1), clock)
+    bus.after[3] = clock.turn
     async with while_running(follower.run()):
-        await until(lambda: bus.durable == 2)
+        await until(lambda: bus.durable == 3)
         await asyncio.sleep(0.3)
-        assert (bus.durable, store.asked) == (2, 1)
+        assert (bus.durable, store.asked) == (3, 1)
         assert len(messages_of(bus)) < server.steps
         store.open.set()
         await until(lambda: len(messages_of(bus)) == server.steps + 1)
@@ -89,13 +110,40 @@ async def test_while_one_batch_is_saved_the_next_one_goes_out_and_none_after_it(
     assert_nothing_is_missing(server, list(bus.published))
 
 
-async def test_what_is_in_hand_is_not_saved_and_what_is_confirmed_is(world: World) -> None:
-    server, bus, store = HotServer(steps=60), CountingBus(3), SlowStore(world)
+async def test_a_chat_that_talks_all_the_time_is_saved_at_intervals(world: World) -> None:
+    server, bus, store = HotServer(steps=300), CountingBus(), SlowStore(world)
+    store.open.set()
+    follower = following(server, bus, store, await claimed(world, 1))
+    began = time.monotonic()
+    async with while_running(follower.run()):
+        await until(lambda: len(messages_of(bus)) == server.steps + 1)
+        assert store.asked - 1 <= (time.monotonic() - began) / saving._REST_SECONDS
+        assert bus.durable > store.asked + 3
+        await until(lambda: world.saved() == messages_of(bus) and follower.clean)
+
+
+async def test_what_waits_for_its_turn_is_saved_when_its_follower_is_stopped(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "_REST_SECONDS", 3600.0)
+    server, bus, store = HotServer(steps=300), CountingBus(), SlowStore(world)
+    store.open.set()
     follower = following(server, bus, store, await claimed(world, 1))
     async with while_running(follower.run()):
-        await until(lambda: store.asked == 1 and bus.durable == 2)
+        await until(lambda: len(messages_of(bus)) == server.steps + 1)
+        assert (store.asked, follower.clean) == (1, False)
+    assert follower.clean
+    assert world.saved() == messages_of(bus)
+    assert store.saved == 2
+
+
+async def test_what_is_in_hand_is_not_saved_and_what_is_confirmed_is(world: World) -> None:
+    server, bus, store = HotServer(steps=300), CountingBus(3), SlowStore(world)
+    follower = following(server, bus, store, await claimed(world, 1))
+    async with while_running(follower.run()):
+        await until(lambda: store.asked == 1 and bus.refused > 10)
         store.open.set()
-        await until(lambda: bus.refused > 200 and store.saved == 3)
+        await until(lambda: store.saved == 2)
         assert world.saved() == messages_of(bus)
         assert not follower.clean
         bus.most = math.inf
@@ -143,7 +191,7 @@ async def test_who_is_stopped_in_the_middle_of_a_save_saves_again(world: World) 
 
 async def test_a_save_comes_to_its_end_when_its_follower_is_stopped_with_events_in_hand(world: World) -> None:
     """They cannot go out, the broker is away, and nothing else can be saved before them."""
-    server, bus, store = HotServer(steps=60), CountingBus(3), SlowStore(world, free=2)
+    server, bus, store = HotServer(steps=300), CountingBus(3), SlowStore(world, free=1)
     follower = following(server, bus, store, await claimed(world, 1))
     async with while_running(follower.run()):
         await until(lambda: store.waiting and bus.refused > 5)
