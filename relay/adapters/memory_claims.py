@@ -5,6 +5,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
+import msgspec
+
 from relay.core.claims import Peer
 from relay.core.errors import LostClaim, Unavailable
 from relay.core.events import ChatRef
@@ -135,7 +137,7 @@ class MemoryClaims:
         ]
 
     def _take(self, row: _Row, worker: str) -> Claim:
-        claim = Claim(row.chat, worker, row.session + 1, replace(row.point, clean=row.clean))
+        claim = Claim(row.chat, worker, row.session + 1, msgspec.structs.replace(row.point, clean=row.clean))
         row.worker, row.session, row.clean, row.wanted = worker, claim.session, False, True
         return claim
 

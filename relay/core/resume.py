@@ -1,8 +1,10 @@
 """Where a follower goes on after a restart: all that must outlive it, and nothing more."""
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass
 from typing import Self, cast
+
+import msgspec
 
 from relay.core.errors import CorruptState
 from relay.core.events import ChatErrorData, JsonObject
@@ -16,8 +18,7 @@ class QueueEntry:
     digest: str
 
 
-@dataclass(frozen=True, slots=True)
-class ResumePoint:
+class ResumePoint(msgspec.Struct, frozen=True):
     """What was confirmed by the broker, about one chat.
 
     `known` is the whole set of live message ids, not a highest id: snapshots bring messages out of order, and an
@@ -35,7 +36,7 @@ class ResumePoint:
     status: str | None = None  # last one published
     status_previous: str | None = None  # the one before it
     status_key: tuple[int, str, int] = (0, "", 0)  # what its id was made from: turn, value, occurrence
-    status_counts: Mapping[str, int] = field(default_factory=dict)  # per value since `turn`
+    status_counts: Mapping[str, int] = msgspec.field(default_factory=dict)  # per value since `turn`
     queue: tuple[QueueEntry, ...] = ()
     queue_max: int = 0  # highest queue id ever seen
     left: tuple[str, ...] = ()  # digests of prompts that left the queue and have not been seen as messages
@@ -60,7 +61,7 @@ class ResumePoint:
         Raises:
             CorruptState: A stored value has an impossible shape.
         """
-        names = {f.name for f in fields(cls)}
+        names = set(cls.__struct_fields__)
         values = {name: value for name, value in stored.items() if name in names}
         try:
             for name in ("status_key", "left", "action", "retry"):
@@ -73,11 +74,10 @@ class ResumePoint:
             raise CorruptState(f"stored resume point cannot be read: {exc}") from exc
 
 
-_STORED = tuple(each.name for each in fields(ResumePoint) if each.name not in ("known", "clean"))
+_STORED = tuple(name for name in ResumePoint.__struct_fields__ if name not in ("known", "clean"))
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(msgspec.Struct, frozen=True):
     """A resume point and what changed in its set since the last one: a store writes only the difference, perhaps twice.
 
     `point.known` is left empty. The set of a long chat takes longer to copy than all else that is done for a message.
@@ -89,7 +89,7 @@ class Commit:
 
     def onto(self, known: Set[int]) -> ResumePoint:
         """The whole resume point, where `known` was stored before."""
-        return replace(self.point, known=(frozenset(known) - self.removed) | self.added)
+        return msgspec.structs.replace(self.point, known=(frozenset(known) - self.removed) | self.added)
 
     def then(self, later: "Commit") -> "Commit":
         """Both in one."""

@@ -15,9 +15,11 @@ wants a REST read (`Reconcile`) and everything behind the doubtful event waits f
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import cast
+
+import msgspec
 
 from relay.core.episodes import EpisodeText
 from relay.core.events import ChatErrorData, ChatRef, Event, JsonObject, Origin
@@ -58,17 +60,16 @@ class Reconcile:
     down_to: int
 
 
-@dataclass(slots=True)
-class Batch:
+class Batch(msgspec.Struct):
     """What came of one input, in the order in which it must go out."""
 
-    events: list[Event] = field(default_factory=list)
+    events: list[Event] = msgspec.field(default_factory=list)
     wants: Reconcile | None = None  # answer before the next frame
     reconnect: str | None = None  # the stream is dead although its socket lives
     replays: int = 0  # events that were known already
     gaps: int = 0  # resets because upstream lost or changed live parts
-    ended: list[int] = field(default_factory=list)  # steps whose message is among the events
-    unknown: list[str] = field(default_factory=list)  # event types we do not know
+    ended: list[int] = msgspec.field(default_factory=list)  # steps whose message is among the events
+    unknown: list[str] = msgspec.field(default_factory=list)  # event types we do not know
 
     def join(self, later: "Batch") -> None:
         """Add what came of the next input, so that both go out together."""

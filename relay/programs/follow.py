@@ -368,17 +368,17 @@ class Follower:
     async def _take(self, frames: list[str]) -> str | None:
         """Feed frames and publish what comes of them together."""
         self._heard = True
-        whole = Batch()
+        whole, at = Batch(), self._clock.now()
         for text in frames:
             try:
                 seen = decode_frame(text)
             except BadFrame:
                 await self._send(whole)  # what stood before it
                 raise
-            whole.join(self.tail.feed(seen, self._clock.now()))
+            whole.join(self.tail.feed(seen, at))
             if whole.wants is not None or whole.reconnect is not None:
                 reconnect = await self._send(whole)
-                whole = Batch()
+                whole, at = Batch(), self._clock.now()
                 if reconnect is not None:
                     return reconnect  # what waits behind it comes again
         self._stirred = self._stirred or any(event.origin is Origin.LIVE for event in whole.events)

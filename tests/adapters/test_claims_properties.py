@@ -2,9 +2,10 @@
 
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from uuid import UUID
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -67,7 +68,7 @@ class Row:
         self.point = commit.onto(self.point.known)
 
     def take(self, worker: str) -> Claim:
-        claim = Claim(self.chat, worker, self.session + 1, replace(self.point, clean=self.clean))
+        claim = Claim(self.chat, worker, self.session + 1, msgspec.structs.replace(self.point, clean=self.clean))
         self.session, self.worker, self.clean, self.wanted = claim.session, worker, False, True
         return claim
 
@@ -166,7 +167,7 @@ async def step(  # noqa: PLR0912  # a branch per call
         case ("save", int(which), frozenset() as added, frozenset() as removed) if model.made:
             claim, commit = model.made[-1 - which % len(model.made)], Commit(ResumePoint(after=number), added, removed)
             row = model.rows[claim.chat.chat_id.int]
-            commit = replace(commit, removed=removed - added)
+            commit = msgspec.structs.replace(commit, removed=removed - added)
             if row.holds(claim):
                 await store.save(claim, commit)
                 row.store(commit)
