@@ -63,7 +63,7 @@ async def run_roles(settings: Settings, roles: tuple[str, ...]) -> None:
     status: dict[str, object] = {"roles": list(roles), "dependencies": health.dependencies}
 
     def current() -> Mapping[str, object]:
-        return {name: value() if callable(value) else value for name, value in status.items()}
+        return {name: value() if callable(value) else value for name, value in tuple(status.items())}
 
     with open_ops(settings.ops, health, current) as server:
         log.info("started", roles=list(roles), ops=f"http://{server.host}:{server.port}")

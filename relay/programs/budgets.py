@@ -128,7 +128,8 @@ class Budgets:
     def _current(self) -> Mapping[UUID, Budget]:
         """Budgets of the running period: one that was read before it ended says nothing of the next."""
         now = self._clock.now()
-        return {key: o.budget for key, o in self._owners.items() if o.budget is not None and now < o.budget.period_end}
+        owners = tuple(self._owners.items())  # at one go: `/status` asks from another thread
+        return {key: o.budget for key, o in owners if o.budget is not None and now < o.budget.period_end}
 
     def _tell(self, owner_id: UUID, owner: _Owner) -> None:
         if owner.budget is None:

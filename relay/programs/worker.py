@@ -129,7 +129,7 @@ class Worker:
         )
 
     def status(self) -> dict[str, object]:
-        """For `/status`."""
+        """For `/status`, from any thread: what the loop may change at the same time is copied at one go."""
         load = self._load()
         return {
             "name": self._name,
@@ -141,7 +141,7 @@ class Worker:
             "streams": len(self._running),
             "max_streams": self._most_streams(),
             "waiting": len(self._waiting),
-            "following": sorted(str(chat_id) for chat_id in self.state.followed),
+            "following": sorted(map(str, tuple(self.state.followed))),
             "sweeps": self.discovery.state.sweeps,
             "watching": self.discovery.state.watching,
         }
@@ -266,7 +266,7 @@ class Worker:
 
     def _load(self) -> float:
         now = self._clock.monotonic()
-        return sum(running.activity.weight(now) for running in self._running.values())
+        return sum(running.activity.weight(now) for running in tuple(self._running.values()))
 
     def _most_streams(self) -> int:
         of_all, workers = self._settings.max_streams_per_server, max(1, len(self.state.peers))

@@ -1,6 +1,9 @@
 """Many chats of one account: found, followed while something goes on, let go, found again, shared between workers."""
 
 import asyncio
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
 
 import pytest
@@ -240,3 +243,28 @@ async def test_a_rename_is_told(world: World) -> None:
         await world.owner.wait_idle(chat)
         await until(lambda: last(world.told(chat), "chat.lifecycle.")["chat"]["title"] == "a better title")
     assert "title" in world.told(chat, "chat.lifecycle.updated.")[-1]["data"]["changed"]
+
+
+async def test_the_status_may_be_asked_for_on_another_thread_while_chats_come_and_go(world: World) -> None:
+    chats = await chats_of(world, 1, LONG)
+    switching = sys.getswitchinterval()
+    async with world.worker() as (worker, _):
+        await until(lambda: worker.state.followed == set(chats))
+        (running,) = worker._running.values()
+        passing = [UUID(int=number) for number in range(2000)]
+        over = threading.Event()
+        with ThreadPoolExecutor(1) as other:
+            sys.setswitchinterval(1e-6)
+            try:
+                asking = other.submit(lambda: [worker.status() for _ in iter(over.is_set, True)])
+                for _ in range(20):
+                    for chat in passing:
+                        worker._running[chat] = running
+                        worker.state.followed.add(chat)
+                    for chat in passing:
+                        del worker._running[chat]
+                        worker.state.followed.discard(chat)
+            finally:
+                over.set()
+                sys.setswitchinterval(switching)
+        assert len(asking.result()) > 5
