@@ -6,10 +6,8 @@ preceded by a reset that takes back what was told before.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
-
-import msgspec
 
 from relay.core.events import Event, JsonObject, PreviewData
 from relay.core.frames import COMPACTION_TOOL, Message, PartSeen, text_of
@@ -418,8 +416,7 @@ def _merged(before: Event, event: Event) -> Event | None:
     if not same or "args" in one:
         return None
     data: PreviewData = {**first, "part": {**one, name: head + tail}}
-    joined: Event = msgspec.structs.replace(before, data=data)
-    return joined
+    return replace(before, data=data)
 
 
 def _preview(event: Event) -> PreviewData:

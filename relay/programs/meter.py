@@ -7,6 +7,7 @@ second one.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Literal, cast
 
@@ -272,6 +273,6 @@ def unpriced_event(
         "prices": [{"model": charge.model}],
     }
     which = (policy.name, policy.scope, limit.subject, policy.period.value, data["period"]["start"], charge.model)
-    limit.id, limit.event = event_id(limit.chat, "unpriced", *which), "unpriced"
-    limit.data = {**data, "evidence": evidence}
-    return limit
+    return replace(
+        limit, id=event_id(limit.chat, "unpriced", *which), event="unpriced", data={**data, "evidence": evidence}
+    )
