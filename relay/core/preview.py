@@ -142,6 +142,7 @@ class LiveText:
             return []
         told: list[Told] = [] if self._steps else self._held_as_new()
         text, reasoning = "", ""
+        told += self._died_before(message)
         step = self._ended_by(message)
         if step is not None:
             self.ended.append(step.number)
@@ -234,6 +235,16 @@ class LiveText:
             self._steps.append(_Step(self.next_step))
             self.next_step += 1
         return self._steps[-1]
+
+    def _died_before(self, message: Message) -> list[Told]:
+        """Messages come in the order of their steps: those before the one that made its calls will never have one.
+
+        They are of a run that was edited away, and whose parts a server still had when the next one began.
+        """
+        died = next((at for at, step in enumerate(self._steps) if step.calls & message.calls), 0)
+        told: list[Told] = [Reset(step.number, "superseded") for step in self._steps[:died] if step.told_anything]
+        del self._steps[:died]
+        return told
 
     def _ended_by(self, message: Message) -> _Step | None:
         if not self._steps:

@@ -374,7 +374,10 @@ def _previews(chat: Chat, *, unbound: bool) -> list[str]:
                 lines.append(f"preview at {here} goes back from step {newest_step[session]} to {number}")
             newest_step[session] = max(number, newest_step.get(session, 0))
             if words[2] == "reset":
-                open_steps.pop((session, number), None)
+                if data["reason"] == "superseded":
+                    open_steps.pop((session, number), None)
+                elif (session, number) in open_steps:
+                    open_steps[session, number] = _Step()  # it begins anew: its message is still to come
                 continue
             if words[2] not in ("text", "reasoning", "tool-call"):
                 continue  # results of tools may come when the step's message was told
@@ -384,13 +387,19 @@ def _previews(chat: Chat, *, unbound: bool) -> list[str]:
             lines += [f"preview at {here}: {line}" for line in _shown(step, words[2], data)]
             step.last = here
         elif words[1] == "message" and words[2] == "assistant":
-            steps = [key for key in open_steps if key[0] == session]
+            steps = sorted(key for key in open_steps if key[0] == session)
+            while len(steps) > 1 and _may_be_over(open_steps[steps[0]], open_steps[steps[1]], data["message"]):
+                open_steps.pop(steps.pop(0))
             if steps:
-                oldest = min(steps)
-                step = open_steps.pop(oldest)
+                step = open_steps.pop(steps[0])
                 for line in _prefix(step, data["message"]) if step is not None else ():
-                    lines.append(f"step {oldest} before {here}: {line}")
+                    lines.append(f"step {steps[0]} before {here}: {line}")
     return lines
+
+
+def _may_be_over(step: _Step | None, following: _Step | None, message: Mapping[str, Any]) -> bool:
+    """A step that was taken back and not told again may have died so; unless the message cannot be of the next one."""
+    return step is not None and not step.texts and following is not None and not _prefix(following, message)
 
 
 def _shown(step: _Step, kind: str, data: Mapping[str, Any]) -> list[str]:

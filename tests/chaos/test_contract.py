@@ -175,6 +175,31 @@ def test_a_reset_voids_what_was_shown() -> None:
     assert broken(events, truth(), crashes=False) == []
 
 
+def shown(step: int, position: int, text: str) -> Delivery:
+    return told("preview.text", 1, position, {"step": step, "offset": 0, "part": {"text": text}})
+
+
+def taken_back(step: int, position: int, reason: str) -> Delivery:
+    return told("preview.reset", 1, position, {"step": step, "reason": reason})
+
+
+@pytest.mark.parametrize(
+    ("previews", "breach"),
+    [
+        pytest.param([shown(0, 5, "i"), shown(1, 6, "more"), taken_back(0, 7, "gap")], False, id="its own"),
+        pytest.param([shown(0, 5, "ho"), shown(1, 6, "hi"), taken_back(0, 7, "retry")], False, id="that of the next"),
+        pytest.param([shown(0, 5, "ho"), shown(1, 6, "ho"), taken_back(0, 7, "superseded")], True, id="no other"),
+        pytest.param([shown(0, 5, "ho"), shown(1, 6, "hi")], True, id="not taken back"),
+    ],
+)
+def test_which_step_a_message_ends_of_which_the_first_was_taken_back(previews: Story, breach: bool) -> None:
+    events = story()
+    events[5:7] = previews
+    for number, event in enumerate(events, 1):
+        event.event["position"] = number
+    assert bool(broken(events, truth(), crashes=False)) is breach
+
+
 def test_a_reset_that_nobody_took_is_a_breach_unless_queues_were_gone() -> None:
     events = story()
     events[5:7] = [told("preview.text", 1, 6, {"step": 0, "offset": 0, "part": {"text": "wrong"}})]

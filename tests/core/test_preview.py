@@ -330,6 +330,23 @@ def test_a_step_that_died_without_its_message_is_superseded() -> None:
     assert told(tail.all, "preview", "turn") == ["text 0+0 par", "reset 0 superseded", "interrupted 1"]
 
 
+def test_steps_before_the_one_whose_message_came_are_superseded() -> None:
+    """A snapshot may begin with parts of a run that was edited away."""
+    tail = Tail()
+    old = live(part("text", "Old"), whole("a"), result("a"), part("text", "half of an old ans"))
+    tail.connect(status("running"), msg(user(1)), old)
+    tail.feed(text("New"), live(whole("b"), result("b")), msg(assistant(2, "New", call("b"))), msg(tool(3, "b")))
+    tail.feed(text("Next"), msg(assistant(4, "Next")))
+    assert told(tail.all, "preview", "message")[-6:] == [
+        "reset 0 superseded",
+        "reset 1 gap",
+        "message 2",
+        "message 3",
+        "text 2+0 Next",
+        "message 4",
+    ]
+
+
 def test_a_step_of_which_nothing_was_told_is_not_taken_back() -> None:
     tail = running()
     tail.feed(live(part("text", "")), status("waiting"))
