@@ -10,7 +10,6 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 from uuid import UUID
 
 import structlog
@@ -161,8 +160,6 @@ class Worker:
                 wait = self._settings.unauthorized_seconds
             except* _LeaseOver:
                 log.warning("lease_lost", worker=self._me.worker)
-            if cast(asyncio.Task[None], asyncio.current_task()).cancelling():
-                raise asyncio.CancelledError  # it came while the group was ending, and the error was told instead
             await self._clock.sleep(wait)
 
     async def _work(self) -> None:
