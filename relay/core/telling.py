@@ -45,6 +45,7 @@ class Telling:
     __slots__ = (
         "_error_connection",
         "_events",
+        "_lifecycle_due",
         "_position",
         "_status_told",
         "action_calls",
@@ -84,6 +85,7 @@ class Telling:
         self.lifecycle = resume.lifecycle
         self.lifecycle_count = resume.lifecycle_count
         self.archived = resume.archived
+        self._lifecycle_due = not resume.clean and resume.lifecycle is not None
 
     def take(self) -> list[Event]:
         """In the order in which they must go out."""
@@ -156,9 +158,15 @@ class Telling:
         return True
 
     def lifecycle_of(self, chat: JsonObject) -> None:
-        """What changed about the chat itself since the last such event, if anything."""
+        """What changed about the chat itself since the last such event, if anything. After a crash what it is, anyway:
+        consumers may hold a change that was not saved, and undone since."""
         change = lifecycle_change(chat, self.lifecycle, was_archived=self.archived)
+        due, self._lifecycle_due = self._lifecycle_due, False
         if change is None:
+            if due:
+                key = event_id(self.chat, "lifecycle", "session", self.session)
+                self._emit("lifecycle", "updated", {"chat": chat, "changed": []}, key, origin=Origin.RECONCILE)
+                self.lifecycle_count += 1  # the same change may come again, and was told under the count before
             return
         key = event_id(self.chat, "lifecycle", change.event, change.digest, self.lifecycle_count)
         data: Data = {"chat": chat, "changed": change.changed}

@@ -713,6 +713,36 @@ def test_the_same_change_has_the_same_id_in_every_life() -> None:
     assert len({life.tail.discovered(changed, AT).events[0].id for life in lives}) == 1
 
 
+def test_after_a_crash_the_chat_is_told_as_it_is_though_nothing_changed() -> None:
+    """Archived, which was told and not saved; then unarchived while nobody looked; then archived again."""
+    first = Tail()
+    discover(first)
+    saved = first.to_save()
+    archived = {**CHAT, "archived": True}
+    (lost,) = first.tail.discovered(archived, AT).events
+    second = first.again(saved=saved, clean=False)
+    (restated,) = second.tail.discovered(dict(CHAT), AT).events
+    assert told([restated]) == ["lifecycle updated"]
+    assert data_of(restated) == {"chat": CHAT, "changed": []}
+    assert discover(second) == []
+    (again,) = second.again().tail.discovered(archived, AT).events
+    assert told([again]) == ["lifecycle archived"]
+    assert len({lost.id, restated.id, again.id}) == 3
+    third = second.again(clean=False)
+    assert third.tail.discovered(dict(CHAT), AT).events[0].id != restated.id
+
+
+def test_after_a_crash_a_change_that_stands_is_told_under_its_old_id() -> None:
+    first = Tail()
+    discover(first)
+    saved = first.to_save()
+    archived = {**CHAT, "archived": True}
+    (lost,) = first.tail.discovered(archived, AT).events
+    second = first.again(saved=saved, clean=False)
+    assert [one.id for one in second.tail.discovered(archived, AT).events] == [lost.id]
+    assert discover(second, archived=True) == []
+
+
 def test_a_chat_that_was_gone_and_is_there_again_begins_anew() -> None:
     tail = Tail()
     first = tail.tail.discovered(dict(CHAT), AT).events

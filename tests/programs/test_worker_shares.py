@@ -90,10 +90,9 @@ class Deaf:
             yield some()
 
 
-@asynccontextmanager
-async def working(world: World, name: str, **changed: Any) -> AsyncIterator[Worker]:
-    """A worker with other adapters or settings than those of the world."""
-    worker = Worker(
+def a_worker(world: World, name: str, **changed: Any) -> Worker:
+    """With other adapters or settings than those of the world."""
+    return Worker(
         name,
         upstream=changed.pop("upstream", world.upstream),
         bus=changed.pop("bus", world.bus),
@@ -102,6 +101,12 @@ async def working(world: World, name: str, **changed: Any) -> AsyncIterator[Work
         settings=WORKER.model_copy(update=changed),
         follow=FOLLOW,
     )
+
+
+@asynccontextmanager
+async def working(world: World, name: str, **changed: Any) -> AsyncIterator[Worker]:
+    """Such a worker, while the block runs."""
+    worker = a_worker(world, name, **changed)
     async with while_running(worker.run()):
         yield worker
 
@@ -252,6 +257,32 @@ async def test_who_stood_still_past_its_lease_says_no_stale_word(world: World, c
             await until(lambda: len(of_session(world, chat, 2)) > told)
     assert {event.session for event in world.bus.published if event.session} == {1, 2}
     assert world.in_order(chat)
+
+
+async def test_who_is_stopped_while_it_learns_that_its_lease_is_lost_stops(world: World, claims: MemoryClaims) -> None:
+    """As after SIGSTOP, SIGCONT and SIGTERM: a group that ends with an error forgets that it was cancelled as well."""
+    (chat,) = await chats_of(world, 1, ENDLESS)
+    clock, store, bus = SteppedClock(), HeldUp(claims, hold=("save",)), HeldUp(world.bus, hold=("publish",))
+    worker = a_worker(world, "a", claims=store, clock=clock, bus=bus, lease_seconds=1.5)
+    running = asyncio.create_task(worker.run())
+    try:
+        await until(lambda: worker.state.followed == {chat})
+        (renewing,) = [task for task in asyncio.all_tasks() if task.get_name() == "renew"]
+        for adapter in (store, bus):
+            adapter.hold()
+            asked = adapter.asked
+            await until(lambda: adapter.asked > asked)  # noqa: B023
+        clock.ahead = 3600.0
+        await until(renewing.done)
+        running.cancel()
+        await asyncio.sleep(0.05)
+        assert not running.done(), "nothing was on its way"
+        store.let_go()
+        await asyncio.wait([running], timeout=5.0)
+        assert running.cancelled()
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
 
 
 async def test_a_slow_database_loses_no_lease_needlessly(world: World, claims: MemoryClaims) -> None:
