@@ -8,7 +8,8 @@ worker, which leaves other chats to the others.
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -152,7 +153,7 @@ class Worker:
             wait = 0.0
             try:
                 await self._enlist()
-                await self._work()
+                await self._to_its_end(self._work())
             except* Unauthorized as refused:
                 reason = str(refused.exceptions[0])
                 log.warning("token_refused", reason=reason)
@@ -161,6 +162,24 @@ class Worker:
             except* _LeaseOver:
                 log.warning("lease_lost", worker=self._me.worker)
             await self._clock.sleep(wait)
+
+    @staticmethod
+    async def _to_its_end(work: Coroutine[None, None, None]) -> None:
+        """Wait for it as a task of its own: a group that ends with an error forgets that it was cancelled as well."""
+        task = asyncio.create_task(work, name="work")
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            task.cancel()
+            while not task.done():
+                with suppress(asyncio.CancelledError):  # nobody leaves it behind
+                    await asyncio.wait([task])
+            try:
+                task.result()
+            except* (asyncio.CancelledError, _LeaseOver, Unauthorized):
+                pass
+            raise
+        task.result()
 
     async def _work(self) -> None:
         try:
