@@ -126,11 +126,12 @@ async def test_what_waits_for_its_turn_is_saved_when_its_follower_is_stopped(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(saving, "_REST_SECONDS", 3600.0)
+    monkeypatch.setattr(saving, "_BEHIND_SECONDS", 3600.0)
     server, bus, store = HotServer(steps=300), CountingBus(), SlowStore(world)
     store.open.set()
     follower = following(server, bus, store, await claimed(world, 1))
     async with while_running(follower.run()):
-        await until(lambda: len(messages_of(bus)) == server.steps + 1)
+        await until(lambda: any(event.detail == "waiting" for event in bus.published))
         assert (store.asked, follower.clean) == (1, False)
     assert follower.clean
     assert world.saved() == messages_of(bus)
