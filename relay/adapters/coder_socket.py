@@ -1,6 +1,7 @@
 """WebSockets that notice that their link is dead."""
 
 import asyncio
+from types import GeneratorType
 from typing import cast
 
 from websockets.asyncio.client import ClientConnection
@@ -8,6 +9,8 @@ from websockets.frames import CloseCode
 from websockets.protocol import State
 
 _LOOKS = 8  # in the time after which a silent socket is pinged
+_PING = 0x89  # first byte of a ping in one piece (RFC 6455, 5.2)
+_LONGEST_PING = 125
 
 
 class WatchedSocket(ClientConnection):
@@ -20,7 +23,24 @@ class WatchedSocket(ClientConnection):
     def data_received(self, data: bytes) -> None:
         self.heard = self.loop.time()
         self.pinged = False
-        super().data_received(data)
+        if data[0] == _PING and self._is_lone_ping(data):
+            self.protocol.send_pong(data[2:])
+            self.send_data()
+        else:
+            super().data_received(data)
+
+    def _is_lone_ping(self, data: bytes) -> bool:
+        """A ping, all of it, and nothing else: all that a worker hears of most of its chats.
+
+        The library's parser takes longer for it than all the rest of a ping and its pong does. Of anything that is not
+        plain, and of a library that waits for frames in another way, this says no.
+        """
+        if not (2 <= len(data) == 2 + data[1] <= 2 + _LONGEST_PING and self.protocol.state is State.OPEN):
+            return False
+        waits: object = self.protocol.parser  # of the client, for one of frames, for what it reads
+        for _ in range(2):
+            waits = waits.gi_yieldfrom if isinstance(waits, GeneratorType) else None
+        return isinstance(waits, GeneratorType) and waits.__name__ == "at_eof"  # not in the middle of a frame
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.pulse is not None:

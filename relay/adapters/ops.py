@@ -5,6 +5,7 @@ import asyncio
 import errno
 import json
 import platform
+import selectors
 import socket
 import socketserver
 import threading
@@ -159,6 +160,16 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()
 
+    def serve_until(self, ended: socket.socket) -> None:
+        """Serve until the other end is closed. `serve_forever` would look several times a second whether it is to go
+        on, which is most of what an idle process does."""
+        self.timeout = 0  # a client that is gone by then is not waited for
+        with selectors.DefaultSelector() as asked:
+            asked.register(self, selectors.EVENT_READ)
+            asked.register(ended, selectors.EVENT_READ)
+            while all(key.fileobj is not ended for key, _ in asked.select()):
+                self.handle_request()
+
 
 class _Server6(_Server):
     address_family = socket.AF_INET6
@@ -188,14 +199,16 @@ def open_ops(
     except OSError as exc:
         raise _cannot_listen(settings, exc) from exc
     server.set_app(_application(health, status or dict))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="ops", daemon=True)
+    end, ended = socket.socketpair()
+    thread = threading.Thread(target=server.serve_until, args=(ended,), name="ops", daemon=True)
     thread.start()
     try:
         yield OpsServer(settings.host, server.server_port)
     finally:
-        server.shutdown()
-        server.server_close()
+        end.close()
         thread.join()
+        server.server_close()
+        ended.close()
 
 
 def _cannot_listen(settings: OpsSettings, exc: OSError) -> WrongSettings:

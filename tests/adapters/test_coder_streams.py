@@ -11,6 +11,7 @@ from itertools import pairwise
 import pytest
 from aiohttp import WSMsgType, web
 from prometheus_client import REGISTRY
+from websockets.protocol import Protocol
 
 from relay.adapters.coder import CoderSettings, CoderUpstream, open_upstream
 from relay.adapters.coder_answers import NOT_FOUND
@@ -105,6 +106,68 @@ async def test_pings_are_answered_and_nothing_else_is_sent() -> None:
     async with upstream_of(script) as (upstream, _server), upstream.stream(CHAT, after_id=0) as frames:
         assert await anext(frames) == "enough"
     assert received == [WSMsgType.PONG, WSMsgType.PONG, WSMsgType.PONG, WSMsgType.CLOSE]
+
+
+PING = b"\x89\x02hi"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text", "pongs"),
+    [
+        pytest.param([PING], "end", [b"hi"], id="alone"),
+        pytest.param([b"\x89\x00"], "end", [b""], id="without a word"),
+        pytest.param([b"\x89\x7d" + b"x" * 125], "end", [b"x" * 125], id="the longest"),
+        pytest.param([PING, PING + PING], "end", [b"hi"] * 3, id="together"),
+        pytest.param([b"\x89", b"\x02h", b"i"], "end", [b"hi"], id="in pieces"),
+        pytest.param([b"\x89\x04", PING], "end", [PING], id="in a ping"),
+        pytest.param([b"\x01\x01a", PING, b"\x80\x01b"], "ab", [b"hi"], id="between two halves of a message"),
+        pytest.param([b"\x81\x05\xc3", PING], "\xc9\x02hi", [], id="a part of a message"),
+        pytest.param([b"\x81\x05", b"\xc3", PING], "\xc9\x02hi", [], id="a part of a message, its header before"),
+    ],
+)
+async def test_pings_are_told_from_what_looks_like_them(pieces: list[bytes], text: str, pongs: list[bytes]) -> None:
+    heard: list[bytes] = []
+    closed = asyncio.Event()
+
+    async def script(socket: web.WebSocketResponse, request: web.Request) -> None:
+        for piece in pieces:
+            transport(request).write(piece)
+            await asyncio.sleep(0.05)  # so that it comes alone
+        if text == "end":
+            await socket.send_str(text)
+        while (message := await socket.receive()).type is WSMsgType.PONG:
+            heard.append(message.data)
+        closed.set()
+
+    async with upstream_of(script) as (upstream, _server), asyncio.timeout(30):
+        async with upstream.stream(CHAT, after_id=0) as frames:
+            assert await anext(frames) == text
+        await closed.wait()
+    assert heard == pongs
+
+
+async def test_a_ping_alone_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is most of what an idle worker does; of another library this may be true no more."""
+    parsed: list[bytes] = []
+    receive_data = Protocol.receive_data
+
+    def receive_and_remember(protocol: Protocol, data: bytes) -> None:
+        parsed.append(data)
+        receive_data(protocol, data)
+
+    monkeypatch.setattr(Protocol, "receive_data", receive_and_remember)
+
+    async def script(socket: web.WebSocketResponse, _request: web.Request) -> None:
+        await socket.send_str("first")
+        for _ in range(3):
+            await socket.ping(b"1234")
+            assert (await socket.receive()).data == b"1234"
+        await socket.send_str("last")
+        await socket.receive()
+
+    async with upstream_of(script) as (upstream, _server), upstream.stream(CHAT, after_id=0) as frames:
+        assert [await anext(frames), await anext(frames)] == ["first", "last"]
+    assert not [data for data in parsed if data.startswith(b"\x89")]
 
 
 async def test_a_server_that_pings_is_not_pinged_and_one_that_is_silent_is() -> None:

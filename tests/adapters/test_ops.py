@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import re
 import socket
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import httpx
 import pytest
@@ -226,6 +228,21 @@ def test_the_port_is_free_again_afterwards() -> None:
         assert second.port == first.port
         assert get(second, "/livez").status_code == 200
     assert not [thread for thread in threading.enumerate() if thread.name == "ops"]
+
+
+def test_nothing_is_done_until_somebody_asks() -> None:
+    with open_ops(ANY_PORT, Health()) as ops:
+        get(ops, "/livez")
+        (thread,) = [thread for thread in threading.enumerate() if thread.name == "ops"]
+        time.sleep(0.1)  # until it sleeps as well
+        before = wakings(thread)
+        time.sleep(0.5)
+        assert wakings(thread) == before
+
+
+def wakings(thread: threading.Thread) -> int:
+    status = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
+    return int(re.findall(r"\nvoluntary_ctxt_switches:\t(\d+)", status)[0])
 
 
 def test_ipv6() -> None:
