@@ -326,19 +326,20 @@ class CoderAccounts:
             async with self._accounts[0].upstream.watch() as frames:
                 yield frames
             return
-        told: asyncio.Queue[str | Unauthorized] = asyncio.Queue(_FRAMES_AHEAD)
+        told: asyncio.Queue[str | Exception] = asyncio.Queue(_FRAMES_AHEAD)
+        tasks = [asyncio.create_task(self._watch(each, told), name=f"watch {each.name}") for each in self._accounts]
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._watch(account, told)) for account in self._accounts]
-                try:
-                    yield _Told(told)
-                finally:
-                    for task in tasks:
-                        task.cancel()
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from failures  # what the caller's block raised comes out as it was
+            yield _Told(told)
+        finally:
+            await _cancelled(tasks)
 
-    async def _watch(self, account: _Account, told: asyncio.Queue[str | Unauthorized]) -> None:
+    async def _watch(self, account: _Account, told: asyncio.Queue[str | Exception]) -> None:
+        try:
+            await self._watch_for_ever(account, told)
+        except Exception as exc:  # noqa: BLE001  # who listens raises it: nobody else would hear of it
+            await told.put(exc)
+
+    async def _watch_for_ever(self, account: _Account, told: asyncio.Queue[str | Exception]) -> None:
         delays = backoff(chance=_chance())
         while True:
             wait = 0.0
@@ -363,10 +364,25 @@ def _chance() -> Iterator[float]:
     return iter(random.random, None)
 
 
+async def _cancelled(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Return when all have ended. Not a task group's end: one that ends with an error forgets that who waits for it was
+    cancelled as well."""
+    asked_to_end: asyncio.CancelledError | None = None
+    for task in tasks:
+        task.cancel()
+    while running := [task for task in tasks if not task.done()]:
+        try:
+            await asyncio.wait(running)
+        except asyncio.CancelledError as exc:
+            asked_to_end = exc
+    if asked_to_end is not None:
+        raise asked_to_end
+
+
 class _Told:
     """What was told, until that is that every token is refused."""
 
-    def __init__(self, told: asyncio.Queue[str | Unauthorized]) -> None:
+    def __init__(self, told: asyncio.Queue[str | Exception]) -> None:
         self._told = told
 
     def __aiter__(self) -> AsyncIterator[str]:
@@ -374,6 +390,6 @@ class _Told:
 
     async def __anext__(self) -> str:
         frame = await self._told.get()
-        if isinstance(frame, Unauthorized):
+        if isinstance(frame, Exception):
             raise frame
         return frame

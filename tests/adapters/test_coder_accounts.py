@@ -12,16 +12,18 @@ from uuid import UUID
 
 import aiohttp
 import pytest
+from aiohttp import web
 from prometheus_client import REGISTRY
 from pydantic import ValidationError
 
 from relay.adapters.coder import CoderSettings
 from relay.adapters.coder_accounts import CoderAccounts, open_accounts
-from relay.core.errors import ChatGone, ChatRefused, Unauthorized, Unavailable, WrongSettings
+from relay.core.errors import BadFrame, ChatGone, ChatRefused, Unauthorized, Unavailable, WrongSettings
 from relay.settings import read_settings
 from relay.simulator import Simulator, SimulatorConfig
 from relay.simulator.dialect import DIALECTS
 from relay.simulator.owner import Owner
+from tests.adapters.scripted_server import TOKEN, serve
 from tests.adapters.test_coder_read_marks import is_unread
 from tests.adapters.test_coder_simulator import Side, is_waiting, prefix_of, read_until
 
@@ -208,6 +210,44 @@ async def test_all_accounts_are_watched_and_each_socket_comes_back_by_itself(dia
     async with asyncio.timeout(10):
         while side.simulator.watches():
             await asyncio.sleep(0.01)
+
+
+async def test_who_is_stopped_while_sockets_are_closed_for_an_error_stops() -> None:
+    """A task group that ends with an error would forget that it was cancelled as well."""
+    closing = asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.send_str("news")
+        await asyncio.Event().wait()  # it answers no goodbye
+        return socket
+
+    async def listen(accounts: CoderAccounts) -> None:
+        async with accounts.watch() as frames:
+            await anext(frames)
+            closing.set()
+            raise BadFrame("no news", reason="schema")
+
+    async with serve(handler) as server:
+        settings = {"url": server.url, "accounts": [{"name": name, "token": TOKEN} for name in ("ann", "bob")]}
+        async with open_accounts(CoderSettings.model_validate(settings)) as accounts, asyncio.timeout(20):
+            task = asyncio.create_task(listen(accounts))
+            await closing.wait()
+            await asyncio.sleep(0.1)
+            assert not task.done(), "nothing was to be closed"
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+            assert not [each for each in asyncio.all_tasks() if each.get_name().startswith("watch ")]
+
+
+async def test_a_mistake_in_a_watch_reaches_who_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CoderAccounts, "_accept", lambda *_: 1 / 0)
+    async with together("d0", "ann", "bob") as side:
+        with pytest.raises(ZeroDivisionError):
+            async with asyncio.timeout(10), side.accounts.watch() as frames:
+                await anext(frames)
 
 
 # --- an administrator ------------------------------------------------------------------------------------------------
