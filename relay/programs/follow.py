@@ -153,6 +153,7 @@ class Ended(StrEnum):
     IDLE = "idle"  # let go: nothing is going on
     GONE = "gone"  # the chat does not exist any more
     REFUSED = "refused"  # the server does not let us read it
+    LEFT = "left"  # to another worker, as it was asked to
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +201,7 @@ class Follower:
         self._chat = b"{}"  # all of it as JSON: an idle chat keeps it for hours
         self._buffer: FrameBuffer | None = None
         self._look = True  # read the chat itself: it may have been renamed or archived
+        self._leaving = False  # it ends when nothing is in hand any more
         self._beyond = False  # open the next stream behind all history: it does not fit a frame
         self._heard = False  # this connection brought something: the link works
         self._stirred = False  # and something that happened while it stood: more may come soon
@@ -242,8 +244,19 @@ class Follower:
         self._look = True
         self._wake()
 
+    @property
+    def leaving(self) -> bool:
+        """It was asked to end."""
+        return self._leaving
+
+    def leave(self) -> None:
+        """End as soon as all that was told is confirmed and saved, however long that takes: another worker is to follow
+        the chat. One that is cancelled instead waits for so long only that its heir might have to state it anew."""
+        self._leaving = True
+        self._wake()
+
     async def run(self) -> Followed:
-        """Follow until the chat has been idle for the linger time, or is not there to be followed.
+        """Follow until the chat has been idle for the linger time, is not there to be followed, or is to be left.
 
         Raises:
             LostClaim: Another worker has it.
@@ -306,6 +319,8 @@ class Follower:
                 self._buffer = None
                 self.tail.disconnected()
             await self._saving.finish()  # or somebody else has the chat: no reason to connect again
+            if self._leaving:
+                return await self._ended(Ended.LEFT, "")
             RECONNECTS.labels(why).inc()
             CLOSES.labels("resync" if why in _RESYNCS else "retry").inc()
             with in_state("backoff"):
@@ -333,6 +348,8 @@ class Follower:
         while True:
             if self._saving.failed:
                 await self._saving.finish()
+            if self._leaving:
+                return await self._ended(Ended.LEFT, "")
             frames = await buffer.take(self._patience(checked, heard), most=_FEED_AT_ONCE)
             if frames:
                 heard = self._clock.monotonic()

@@ -25,7 +25,7 @@ from relay.ports import Account, Added, Bus, Claim, Claims, Clock, Upstream
 from relay.programs.chance import Chance
 from relay.programs.dials import Dials
 from relay.programs.discovery import Discovery, DiscoverySettings, Sighting
-from relay.programs.follow import Followed, Follower, FollowSettings
+from relay.programs.follow import Ended, Followed, Follower, FollowSettings
 from relay.programs.lease import Lease, LeasedOutlet
 from relay.programs.sightings import Deferred, Sightings
 
@@ -314,9 +314,9 @@ class Worker:
         rest = sorted(weights.keys() - set(given), key=lambda chat_id: (weights[chat_id], chat_id))
         number = 0
         for running in (self._running[chat_id] for chat_id in [*given, *rest[:above]]):
-            # One that waits for the broker would leave unsaved what it said, and have history stated anew.
-            if running.task is not None and running.follower is not None and not running.follower.held_up:
-                running.task.cancel()
+            # One that waits for the broker stays: the next look may find others that can go at once.
+            if running.follower is not None and not running.follower.held_up and not running.follower.leaving:
+                running.follower.leave()
                 number += 1
         if number:
             MOVED.labels("given").inc(number)
@@ -426,7 +426,8 @@ class Worker:
         self.state.followed.discard(chat.chat_id)
         LEASES.set(len(self.state.followed))
         self._changed.set()
-        if not task.cancelled() and running.follower is not None and running.follower.news:
+        follower = running.follower
+        if not task.cancelled() and follower is not None and follower.news and not follower.leaving:
             self._queue(Sighting(chat))  # it came when the follower had made up its mind to end
 
     async def _follow(self, chat: ChatRef, running: _Running, claim: Claim | None) -> None:
@@ -481,7 +482,10 @@ class Worker:
                 await follower.finish()
                 await self._claims.release(claim, None, seen=None, clean=follower.clean)
             raise
-        await self._release(follower, end)
+        if end.why is Ended.LEFT:
+            await self._claims.release(claim, None, seen=None, clean=end.clean)
+        else:
+            await self._release(follower, end)
 
     async def _release(self, follower: Follower, end: Followed) -> None:
         commit = follower.tail.commit() if end.clean else None

@@ -2,15 +2,20 @@
 
 import asyncio
 import json
+from typing import cast
 from uuid import UUID
 
 import pytest
 
+from relay.adapters.clock import SystemClock
 from relay.adapters.coder import open_upstream
 from relay.core.errors import LostClaim
-from relay.programs.follow import Ended
+from relay.ports import Upstream
+from relay.programs import follow
+from relay.programs.follow import Ended, Follower, FollowSettings
 from tests.e2e.consumer import fold
 from tests.programs.world import World, counted, until, upstream_settings, while_running
+from tests.reliability.hot_server import HotServer, chat_ref
 
 LONG = "[text n=120 ms=30] a long answer"
 STEPS = "[steps k=3 n=60 ms=30 toolms=300] look through all of them"
@@ -80,6 +85,54 @@ async def test_a_database_that_is_away_for_a_while_costs_nothing(world: World) -
         messages = {message["id"] for message in await world.owner.messages(chat)}
         await until(lambda: world.saved() == messages)
         assert world.in_order(chat)
+
+
+async def test_who_is_asked_to_leave_ends_once_all_is_confirmed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "_FINISH_SECONDS", 0.1)
+    chat = await world.owner.create(LONG)
+    follower = await world.follower(chat)
+    task = asyncio.create_task(follower.run())
+    await spoken(world, chat)
+    world.bus.down = True
+    await world.owner.wait_idle(chat)
+    follower.leave()
+    await asyncio.sleep(0.3)
+    assert not task.done()
+    world.bus.down = False
+    end = await asyncio.wait_for(task, 20)
+    assert (end.why, end.clean) == (Ended.LEFT, True)
+    assert world.saved() == {event["data"]["message"]["id"] for event in world.told(chat, "chat.message.")}
+
+
+async def test_who_is_asked_to_leave_ends_though_nothing_comes(world: World) -> None:
+    claim = await world.claim(chat_ref(1))
+    assert claim is not None
+    follower = Follower(
+        claim,
+        upstream=cast(Upstream, HotServer(steps=3)),
+        bus=world.bus,
+        claims=world.store,
+        clock=SystemClock(),
+        settings=FollowSettings(settle_seconds=60, linger_seconds=60),
+    )
+    task = asyncio.create_task(follower.run())
+    await until(lambda: follower.tail.settling and follower.clean)
+    follower.leave()
+    end = await asyncio.wait_for(task, 10)  # not after the minute for which it would listen
+    assert (end.why, end.clean) == (Ended.LEFT, True)
+
+
+async def test_who_is_asked_to_leave_while_it_cannot_connect_does_not_connect_again(world: World) -> None:
+    chat = await world.owner.create(LONG)
+    follower = await world.follower(chat)
+    task = asyncio.create_task(follower.run())
+    await spoken(world, chat)
+    world.simulator.faults.add("answer", status=503, path="/api/*/stream")
+    world.simulator.cut(chat)
+    await asyncio.sleep(0.1)
+    follower.leave()
+    end = await asyncio.wait_for(task, 10)
+    assert end.why is Ended.LEFT
 
 
 async def test_who_lost_the_claim_says_nothing_more(world: World) -> None:

@@ -15,6 +15,7 @@ from relay.adapters.memory_claims import MemoryClaims
 from relay.core.claims import Peer
 from relay.core.errors import Unavailable
 from relay.core.events import ChatRef, Event
+from relay.programs import follow
 from relay.programs.discovery import Sighting
 from relay.programs.worker import Worker
 from tests.programs.test_follow import spoken
@@ -169,6 +170,28 @@ async def test_chats_that_wait_for_the_broker_stay_where_they_are(world: World, 
             await until(lambda: len(a.state.peers) == 2)
             await asyncio.sleep(3.5)  # shares are looked at once a lease
             assert counted("relay_chats_moved_total", how="given") == given or lease != a.status()["worker"]
+            world.bus.down = False
+            await until(lambda: len(b.state.followed) >= 3)
+        stood_still = lease != a.status()["worker"]
+    assert stood_still or not [event for event in world.bus.published if event.event == "history"]
+
+
+async def test_chats_that_are_given_up_as_the_broker_goes_away_are_stated_once(
+    world: World, claims: MemoryClaims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They leave when it is back: an heir cannot know whether what was on its way has arrived."""
+    monkeypatch.setattr(follow, "_HELD_UP_SECONDS", 3600.0)  # as if it had gone this moment
+    monkeypatch.setattr(follow, "_FINISH_SECONDS", 0.2)
+    async with working(world, "a", claims=claims, lease_seconds=1.5) as a:
+        chats = set(await chats_of(world, 8, ENDLESS))
+        await until(lambda: a.state.followed == chats and len(world.bus.published) > 100)
+        given = counted("relay_chats_moved_total", how="given")
+        lease = a.status()["worker"]
+        world.bus.down = True
+        async with working(world, "b", claims=claims, lease_seconds=1.5) as b:
+            await until(lambda: counted("relay_chats_moved_total", how="given") > given)
+            await asyncio.sleep(1.0)
+            assert a.state.followed == chats or lease != a.status()["worker"]
             world.bus.down = False
             await until(lambda: len(b.state.followed) >= 3)
         stood_still = lease != a.status()["worker"]
