@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from tests.chaos.inbox import LOG
-from tests.chaos.proxy import Line
+from tests.chaos.proxy import FaultProxy, Line
 from tests.chaos.servers import Servers
 from tests.chaos.stage import Broken
 from tests.chaos.world import FACT_SECONDS, World, until
@@ -199,15 +199,25 @@ async def slow_network(world: World) -> None:
 async def half_open(world: World) -> None:
     """Connections that say nothing more and do not end, one server after another, until others take their place."""
     for proxy in world.dice.sample(world.proxies, k=3):
-        await until(lambda proxy=proxy: proxy.open > 0, lambda: "no connection is open")  # type: ignore[misc]
-        opened = proxy.fired["opened"]
-        struck = proxy.half_open(chance=0.7)
-        world.note(f"{struck} connections to {proxy.name} are half-open")
-        await until(
-            lambda proxy=proxy, opened=opened: proxy.fired["opened"] > opened and proxy.fired["swallowed"] > 0,  # type: ignore[misc]
-            lambda proxy=proxy: f"nobody noticed a connection that is dead: {proxy.fired}",  # type: ignore[misc]
-        )
-        world.fired["half open"] += struck
+        while not await _half_open_and_noticed(world, proxy):
+            pass  # all that were struck were at rest, and were closed unused
+
+
+async def _half_open_and_noticed(world: World, proxy: FaultProxy) -> bool:
+    await until(lambda: proxy.open > 0, lambda: "no connection is open")
+    before = proxy.fired.copy()
+    struck = proxy.half_open(chance=0.7)
+    world.note(f"{struck} connections to {proxy.name} are half-open")
+    world.fired["half open"] += struck
+
+    def new(what: str) -> int:
+        return proxy.fired[what] - before[what]
+
+    await until(
+        lambda: new("opened") > 0 and (new("swallowed") > 0 or new("left") >= struck),
+        lambda: f"nobody noticed a connection that is dead: {proxy.fired}",
+    )
+    return new("swallowed") > 0
 
 
 async def mute_upstream(world: World) -> None:

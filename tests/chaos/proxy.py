@@ -43,7 +43,7 @@ class FaultProxy:
         self.line = GOOD  # of pieces and connections from now on
         self.fired: Counter[str] = (
             Counter()
-        )  # opened, ended (by either end), cut, refused, half_open, swallowed (bytes), …
+        )  # opened, ended (by either end), cut, refused, half_open, swallowed (bytes), left (half-open ones), …
         self.port = 0
         self._target = (host, port)
         self._dice = dice
@@ -131,6 +131,7 @@ class _Passage:
         self, proxy: FaultProxy, near: asyncio.StreamWriter, far: asyncio.StreamWriter, dice: random.Random
     ) -> None:
         self.swallowing = False
+        self._is_left = False  # by an end that did not know that it is half-open
         self._proxy = proxy
         self._writers = (near, far)
         self._dice = dice
@@ -162,10 +163,13 @@ class _Passage:
                     self._proxy.fired["cut"] += 1
                     self.cut()
                     return
-        if not self.swallowing:  # else the other side is not to hear of the end either
+        if not self.swallowing:
             if not self._is_cut:
                 self._proxy.fired["ended"] += 1
             self.cut()
+        elif not self._is_left:  # the other side is not to hear of the end either
+            self._is_left = True
+            self._proxy.fired["left"] += 1
 
     def _until_last_byte(self, data: bytes) -> tuple[bytes, bool]:
         self._passed += len(data)

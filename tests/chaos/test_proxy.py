@@ -78,6 +78,10 @@ async def test_half_open_is_silence_without_an_end() -> None:
                 await reader.read(1)
         assert proxy.fired["swallowed"] == 1
         writer.close()
+        async with asyncio.timeout(10):
+            while not proxy.fired["left"]:
+                await asyncio.sleep(0.01)
+        assert proxy.fired["ended"] == 0
 
 
 async def test_connections_are_cut_and_refused() -> None:
