@@ -102,7 +102,7 @@ async def measure(plan: Plan, environment: Mapping[str, str], say: Say) -> Repor
     if plan.publish is not None:
         report.results["publish"] = await measure_publish(offered, plan.publish, say)
     if plan.relay is not None:
-        report.results["relay"] = [await measure_path(offered, plan.relay, say)]
+        report.results["relay"] = await measure_path(offered, plan.relay, say)
     if plan.latency is not None:
         report.results["latency"] = [await measure_latency(offered, plan.latency, say)]
     if plan.failover is not None:

@@ -1,8 +1,11 @@
-"""The whole path: frames from sockets through a worker into confirmed messages, per CPU second of the worker."""
+"""The whole path: frames from sockets through a worker into confirmed messages, per CPU second of the worker.
+
+Beside it the same path by nothing but the libraries that a worker stands on.
+"""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,7 @@ Say = Callable[[str], None]
 _START_SECONDS = 60.0
 _PATIENCE_SECONDS = 120.0
 _OF_EACH_CHAT = 20
+WORKER, LIBRARIES = "worker", "libraries alone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class PathOptions:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A feeder, a worker that follows all of its chats, and where they are."""
+    """A feeder, a worker (or what is compared with one) that follows all of its chats, and where they are."""
 
     feeder: Child
     worker: Child
@@ -36,15 +40,16 @@ class Running:
 
 
 @asynccontextmanager
-async def running(offered: Offered, *, chats: int, **settings: str) -> AsyncIterator[Running]:
+async def running(offered: Offered, *, chats: int, path: str = WORKER, **settings: str) -> AsyncIterator[Running]:
     """Start feeder and worker, and wait until every chat is followed; each has a turn that was begun."""
+    module = ("relay.bench.worker",) if path == WORKER else ("relay.bench.bare_path", str(chats))
     async with (
         own_vhost(offered) as vhost,
         own_database(offered) as place,
         feeder(chats=chats, running=chats) as server,
     ):
         environment = worker_environment(place, vhost.url, server.hello["url"], **settings)
-        async with child("relay.bench.worker", environment=environment) as worker:
+        async with child(*module, environment=environment) as worker:
             await followed(server, chats, worker)
             yield Running(server, worker, vhost, place)
 
@@ -91,12 +96,26 @@ async def confirmed(worker: Child, chats: int, seconds: float) -> Done:
     raise ChildFailed(f"{events} events of {chats} chats were confirmed in {elapsed:.0f} s")
 
 
-async def measure_path(offered: Offered, options: PathOptions, say: Say) -> dict[str, object]:
-    """Feed as fast as frames are taken; what was confirmed in the measured time."""
-    async with running(offered, chats=options.chats, **_settings(options.chats)) as world:
+async def measure_path(offered: Offered, options: PathOptions, say: Say) -> list[dict[str, object]]:
+    """Feed as fast as frames are taken; what was confirmed in the measured time, by a worker and by the libraries."""
+    worker = await _measure(offered, options, say, WORKER)
+    if options.profile is not None:
+        return [worker]
+    libraries = await _measure(offered, options, say, LIBRARIES)
+    for row in (worker, libraries):
+        row["times_the_cpu_of_libraries"] = round(_cpu_of_one(row) / _cpu_of_one(libraries), 2)
+    return [worker, libraries]
+
+
+def _cpu_of_one(row: Mapping[str, object]) -> float:
+    return 1 / float(str(row["events_per_cpu_second"]))
+
+
+async def _measure(offered: Offered, options: PathOptions, say: Say, path: str) -> dict[str, object]:
+    async with running(offered, chats=options.chats, path=path, **_settings(options.chats)) as world:
         async with world.vhost.kept_empty(METER, ARCHIVIST):
             await world.feeder.ask("feed", rate=None)
-            say(f"relay: {options.chats} chats talk, warming up for {options.warm_up_seconds:g} s")
+            say(f"relay: {path}: {options.chats} chats talk, warming up for {options.warm_up_seconds:g} s")
             await confirmed(world.worker, options.chats, options.warm_up_seconds)
             if options.profile is not None:
                 await world.worker.ask("profile", start=True)
@@ -107,6 +126,7 @@ async def measure_path(offered: Offered, options: PathOptions, say: Say) -> dict
             memory = await world.worker.ask("memory", collect=False)
         database = world.place.kind
     return {
+        "path": path,
         "chats": options.chats,
         "seconds": round(done.seconds, 2),
         "events": done.events,

@@ -37,8 +37,16 @@ GOOD = publisher("pipelined", percent_of_raw=60, per_cpu_second=100_000, times_f
         pytest.param(
             "publish", [{**GOOD, "times_faststream": None}], ["met", "not measured", "met"], id="no FastStream"
         ),
-        pytest.param("relay", [{"events_per_cpu_second": 25_000}], ["met"], id="whole path"),
-        pytest.param("relay", [{"events_per_cpu_second": 24_999}], ["NOT met"], id="whole path too slow"),
+        pytest.param("relay", [{"path": "worker", "events_per_cpu_second": 25_000}], ["met"], id="whole path"),
+        pytest.param(
+            "relay",
+            [{"path": "libraries alone", "events_per_cpu_second": 9}],
+            ["not measured"],
+            id="libraries alone",
+        ),
+        pytest.param(
+            "relay", [{"path": "worker", "events_per_cpu_second": 24_999}], ["NOT met"], id="whole path too slow"
+        ),
         pytest.param(
             "sockets",
             [

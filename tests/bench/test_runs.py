@@ -150,9 +150,21 @@ async def test_the_whole_path(servers: Mapping[str, str], tmp_path: Path) -> Non
 
 
 @pytest.mark.long
+async def test_the_whole_path_beside_the_libraries_that_it_stands_on(servers: Mapping[str, str]) -> None:
+    rows = await measured(Plan(relay=PathOptions(chats=5, seconds=1.0, warm_up_seconds=0.5)), servers, "relay")
+    assert [row["path"] for row in rows] == ["worker", "libraries alone"]
+    for row in rows:
+        assert row["events"] > 0
+        assert row["refused"] == 0
+        assert row["streams_opened"] == 5
+    worker, libraries = rows
+    assert worker["times_the_cpu_of_libraries"] > libraries["times_the_cpu_of_libraries"] == 1
+
+
+@pytest.mark.long
 async def test_the_whole_path_without_postgresql(servers: Mapping[str, str]) -> None:
     without = {name: value for name, value in servers.items() if "DATABASE" not in name}
-    (row,) = await measured(Plan(relay=PathOptions(chats=2, seconds=1.0, warm_up_seconds=0.5)), without, "relay")
+    row, _ = await measured(Plan(relay=PathOptions(chats=2, seconds=1.0, warm_up_seconds=0.5)), without, "relay")
     assert row["database"] == "SQLite"
     assert row["events"] > 0
 
