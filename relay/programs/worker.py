@@ -26,6 +26,7 @@ from relay.programs.chance import Chance
 from relay.programs.dials import Dials
 from relay.programs.discovery import Discovery, DiscoverySettings, Sighting
 from relay.programs.follow import Ended, Followed, Follower, FollowSettings
+from relay.programs.gate import Gate
 from relay.programs.lease import Lease, LeasedOutlet
 from relay.programs.sightings import Deferred, Sightings
 
@@ -114,6 +115,7 @@ class Worker:
         self._waiting = Sightings()
         self._deferred = Deferred(settings.defer_seconds)
         self._changed = asyncio.Event()  # there may be a chat and a free stream for it
+        self._gate = Gate()
         self._dials = Dials(clock, per_second=settings.dials_per_second)
         self.state = WorkerState()
         self._lease = Lease("", clock, seconds=0, asked=clock.monotonic())
@@ -343,14 +345,16 @@ class Worker:
 
     async def _adopt(self, number: int) -> None:
         while number > 0:
-            claims = await self._claims.adopt(self._me.worker, limit=min(number, _CLAIMS_AT_ONCE))
+            # Not beside a claim: of a chat that was adopted as well, it would think that its follower had died.
+            async with self._gate.alone():
+                claims = await self._claims.adopt(self._me.worker, limit=min(number, _CLAIMS_AT_ONCE))
+                MOVED.labels("adopted").inc(len(claims))
+                for claim in claims:
+                    if not self._start(claim.chat, claim):  # its follower here is about to begin, or to end
+                        await self._claims.release(claim, None, seen=None, clean=claim.resume.clean)
             if not claims:
                 return
             number -= len(claims)
-            MOVED.labels("adopted").inc(len(claims))
-            for claim in claims:
-                if not self._start(claim.chat, claim):  # its last follower here is about to end
-                    await self._claims.release(claim, None, seen=None, clean=claim.resume.clean)
 
     async def _look_at_deferred(self) -> None:
         while due := list(self._deferred.due(self._clock.monotonic(), _CLAIMS_AT_ONCE)):
@@ -435,7 +439,8 @@ class Worker:
             if claim is not None:
                 await self._wait_with(claim)
             else:
-                claim = await self._claims.claim(chat, self._me.worker)
+                async with self._gate.together():
+                    claim = await self._claims.claim(chat, self._me.worker)
             if claim is not None:  # else another worker follows it
                 await self._follow_claimed(claim, running)
         except Unavailable as exc:

@@ -69,6 +69,24 @@ class HeldUp:
         return call
 
 
+class LateAdoption:
+    """Claims whose answer to an adoption that has been made comes late."""
+
+    def __init__(self, claims: MemoryClaims) -> None:
+        self._claims = claims
+        self.adopted = asyncio.Event()
+        self.answered = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._claims, name)
+
+    async def adopt(self, worker: str, *, limit: int) -> Any:
+        adopted = await self._claims.adopt(worker, limit=limit)
+        self.adopted.set()
+        await self.answered.wait()
+        return adopted
+
+
 class Deaf:
     """An upstream whose watch socket loses two frames of three."""
 
@@ -143,9 +161,9 @@ async def test_three_workers_share_and_a_fourth_gets_its_part(world: World, clai
             return leases != [w.status()["worker"] for w in (a, b)]
 
         async with working(world, "c", claims=claims, lease_seconds=1.5) as c:
-            # Shares are even to within what is too little to move chats for.
+            # Shares are even to within what is too little to move chats for: two, of the six that each should have.
             await until(
-                lambda: len(c.state.followed) >= 4 and spread(a, b, c)(),
+                lambda: max(len(w.state.followed) for w in (a, b, c)) <= 8 and spread(a, b, c)(),
                 lambda: "\n".join(str(w.status()) for w in (a, b, c)),
             )
             held = [w.state.followed for w in (a, b, c)]
@@ -257,6 +275,27 @@ async def test_a_worker_whose_lease_ran_out_begins_anew_under_another_name(world
         await until(lambda: worker.state.followed == {chat} and worker.status()["worker"] != first)
         before = world.bus.published[0].session
         await until(lambda: max(event.session for event in world.bus.published) > before)
+
+
+async def test_a_chat_that_is_found_while_it_is_adopted_is_not_stated_anew(world: World, claims: MemoryClaims) -> None:
+    """Claimed under two sessions at once, it would look as if somebody had died in the first."""
+    (chat,) = await chats_of(world, 1, ENDLESS)
+    async with working(world, "a", claims=claims):
+        await spoken(world, chat)
+    unlisted = world.simulator.faults.add("answer", status=503, path="/api/experimental/chats")
+    unwatched = world.simulator.faults.add("answer", status=503, path="/api/experimental/chats/watch")
+    late = LateAdoption(claims)
+    async with working(world, "heir", claims=late) as heir:
+        await late.adopted.wait()
+        swept = heir.discovery.state.sweeps
+        for fault in (unlisted, unwatched):
+            world.simulator.faults.remove(fault.id)
+        await until(lambda: heir.discovery.state.sweeps > swept + 1)
+        late.answered.set()
+        await until(lambda: heir.state.followed == {chat} and of_heirs(world, chat))
+        told = len(of_heirs(world, chat))
+        await until(lambda: len(of_heirs(world, chat)) > told + 10)
+    assert not [event for event in world.bus.published if event.event == "history"]
 
 
 async def test_who_stood_still_past_its_lease_says_no_stale_word(world: World, claims: MemoryClaims) -> None:
