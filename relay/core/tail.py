@@ -203,6 +203,11 @@ class ChatTail:
         return self._turn is None and self._upstream_status in IDLE and self._doubt is None and self._snapshot is None
 
     @property
+    def queued(self) -> bool:
+        """Prompts wait."""
+        return bool(self._queue)
+
+    @property
     def stated(self) -> bool:
         """Consumers know what history is: no statement is owed after a crash."""
         return not self._statement_due

@@ -437,7 +437,10 @@ class Follower:
                 return reconnect
             self._proved = row
         await self._saving.finish()
-        return Followed(Ended.IDLE, row, self.clean) if self._quiet(buffer) else None
+        # Prompts that still wait may be taken back, or joined by others, and no row and no watch event says so
+        # (protocol.md 3.3): such a chat is looked at again with each sweep.
+        seen = "" if self.tail.queued else row
+        return Followed(Ended.IDLE, seen, self.clean) if self._quiet(buffer) else None
 
     def _quiet(self, buffer: FrameBuffer) -> bool:
         return not buffer.backlog and self.tail.idle and self._status in IDLE

@@ -96,22 +96,27 @@ async def campaign(chosen: argparse.Namespace) -> list[Result]:
     results: list[Result] = []
     async with Stage.open(directory, patience=chosen.patience) as stage:
         begun = time.monotonic()
-        for runs in rounds:
-            if chosen.minutes is not None and time.monotonic() - started > chosen.minutes * 60:
-                print(f"time is over: {total - len(results)} runs were not begun", flush=True)
-                break
-            for result in await run_round(stage, runs):
-                results.append(result)
-                tell(result, len(results), total, verbose=chosen.verbose)
-            if chosen.fail_fast and not all(result.good for result in results):
-                break
-        seconds = time.monotonic() - begun
+        try:
+            for runs in rounds:
+                if chosen.minutes is not None and time.monotonic() - started > chosen.minutes * 60:
+                    print(f"time is over: {total - len(results)} runs were not begun", flush=True)
+                    break
+                for result in await run_round(stage, runs):
+                    results.append(result)
+                    tell(result, len(results), total, verbose=chosen.verbose)
+                if chosen.fail_fast and not all(result.good for result in results):
+                    break
+        finally:  # also when somebody has seen enough
+            sum_up(results, time.monotonic() - begun)
+    return results
+
+
+def sum_up(results: Sequence[Result], seconds: float) -> None:
     failed = [result for result in results if not result.good]
     each = seconds / max(1, len(results))
     print(f"{len(results)} runs, {len(failed)} failed, {seconds:.0f} s, {each:.1f} s each", flush=True)
     for result in failed:
-        print(f"  {result.run.command}    logs: {result.directory}")
-    return results
+        print(f"  {result.run.command}    logs: {result.directory}", flush=True)
 
 
 def tell(result: Result, number: int, total: int, *, verbose: bool) -> None:
@@ -135,11 +140,18 @@ def main(words: Sequence[str]) -> int:
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # connections that the plans cut
     logging.getLogger("aiormq.connection").setLevel(logging.CRITICAL)
     logging.getLogger("aio_pika").setLevel(logging.CRITICAL)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else the servers would outlive us
+    terminated = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal terminated
+        terminated = True
+        signal.raise_signal(signal.SIGINT)  # which the loop turns into an end in order: servers must not outlive us
+
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         results = asyncio.run(campaign(chosen))
     except KeyboardInterrupt:
-        return 130
+        return 143 if terminated else 130
     return 0 if all(result.good for result in results) else 1
 
 

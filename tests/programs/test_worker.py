@@ -11,7 +11,7 @@ import pytest
 from relay.adapters.coder import open_upstream
 from tests.e2e.consumer import last
 from tests.programs.test_follow import spoken
-from tests.programs.world import WORKER, World, until, upstream_settings, while_running
+from tests.programs.world import WORKER, World, counted, until, upstream_settings, while_running
 
 TALK = "[text n=40 ms=30] say something"
 LONG = "[text n=300 ms=30] a long answer"
@@ -160,6 +160,27 @@ async def test_the_chats_of_a_worker_that_is_gone_move_after_the_lease(world: Wo
     sessions = sorted({event.session for event in world.bus.published if event.session})
     # An heir that adopts the chat while it is about to claim it gives it back, and takes one number more.
     assert (sessions[0], len(sessions)) == (1, 2)
+
+
+async def test_a_queue_that_changes_while_its_chat_is_at_rest_is_told(world: World) -> None:
+    """No row and no watch event speaks of it: such a chat is looked at again with each sweep."""
+    (chat,) = await chats_of(world, 1, "[fail n=60 size=20] too much")
+    async with world.worker() as (worker, _):
+        await spoken(world, chat)
+        for _ in range(2):
+            await world.owner.send(chat, TALK)
+        await until(lambda: world.told(chat, "chat.status.error") and not worker.state.followed)
+        await world.until_equal(chat)
+        first, second = await world.owner.queue(chat)
+        for queued in (second, first):
+            await until(lambda: not worker.state.followed)
+            await world.owner.delete_queued(chat, queued)
+            await world.until_equal(chat)
+        swept = worker.discovery.state.sweeps
+        await until(lambda: worker.discovery.state.sweeps > swept + 1 and not worker.state.followed)
+        before = counted("relay_stream_connects_total", outcome="ok")
+        await until(lambda: worker.discovery.state.sweeps > swept + 5)
+        assert counted("relay_stream_connects_total", outcome="ok") == before, "nothing waits any more"
 
 
 async def test_a_worker_that_stood_still_stops_what_another_has_taken(world: World) -> None:
