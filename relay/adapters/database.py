@@ -315,13 +315,21 @@ def _postgres_engine(settings: DatabaseSettings) -> AsyncEngine:
         pool_timeout=settings.operation_timeout_seconds,
         hide_parameters=True,  # else message text gets into errors
     )
-    patience = int(settings.operation_timeout_seconds * _PATIENCE_OF_SERVER * 1000)
+    patience = settings.operation_timeout_seconds * _PATIENCE_OF_SERVER
+    # Of a client that is gone without a word the server learns after hours, and as long its rows stay locked. Its own
+    # limit does not count once a statement is prepared and not yet executed: then only the link can tell.
+    limits = {
+        "idle_in_transaction_session_timeout": int(patience * 1000),
+        "tcp_user_timeout": int(patience * 1000),  # while an answer is on its way
+        "tcp_keepalives_idle": max(1, int(patience / 2)),
+        "tcp_keepalives_interval": max(1, int(patience / 6)),
+        "tcp_keepalives_count": 3,
+    }
 
     @event.listens_for(engine.sync_engine, "connect")
     def connect(connection: DBAPIConnection, _: object) -> None:
-        # Of a client that is gone without a word the server learns after hours, and as long its rows stay locked.
         adapted = cast(AdaptedConnection, connection)
-        adapted.run_async(lambda driver: driver.execute(f"SET idle_in_transaction_session_timeout = {patience}"))
+        adapted.run_async(lambda driver: driver.execute(";".join(f"SET {name} = {limits[name]}" for name in limits)))
 
     @event.listens_for(engine.sync_engine, "checkout")
     def checkout(connection: DBAPIConnection, _: object, __: object) -> None:

@@ -542,3 +542,16 @@ async def test_a_client_that_fell_silent_in_a_transaction_lets_go_of_its_rows(po
     async with Database(settings, SystemClock()) as database, database.reading() as connection:
         limit = (await connection.execute(text("SHOW idle_in_transaction_session_timeout"))).scalar_one()
     assert limit == "3s"
+
+
+async def test_the_server_looks_whether_a_client_that_says_nothing_is_there(postgres_database: str) -> None:
+    """Once a statement is prepared and not executed it knows no other limit, and rows stay locked."""
+    settings = DatabaseSettings(url=postgres_database, operation_timeout_seconds=6.0)
+    async with Database(settings, SystemClock()) as database, database.reading() as connection:
+        found = await connection.execute(text("SELECT name, setting FROM pg_settings WHERE name LIKE 'tcp\\_%'"))
+        assert {name: int(setting) for name, setting in found} == {
+            "tcp_user_timeout": 12_000,
+            "tcp_keepalives_idle": 6,
+            "tcp_keepalives_interval": 2,
+            "tcp_keepalives_count": 3,
+        }

@@ -81,11 +81,17 @@ class FaultProxy:
         self.fired["cut"] += len(struck)
         return len(struck)
 
-    def half_open(self, chance: float = 1.0) -> int:
-        """From now on nothing passes on the chosen connections, whose ends are told nothing; how many."""
+    def half_open(self, chance: float = 1.0, *, noticed_after: float | None = None) -> int:
+        """From now on nothing passes on the chosen connections, whose ends are told nothing; how many.
+
+        Args:
+            noticed_after: Seconds until the server's system finds out, as it does by TCP keepalive. None: never.
+        """
         struck = [passage for passage in self._chosen(chance) if not passage.swallowing]
         for passage in struck:
             passage.swallowing = True
+            if noticed_after is not None:
+                asyncio.get_running_loop().call_later(noticed_after, passage.end_at_server)
         self.fired["half_open"] += len(struck)
         return len(struck)
 
@@ -145,6 +151,11 @@ class _Passage:
         self._is_cut = True
         for writer in self._writers:
             writer.transport.abort()
+
+    def end_at_server(self) -> None:
+        """Its end sees a reset; the client's hears nothing."""
+        _, far = self._writers
+        far.transport.abort()
 
     async def pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):

@@ -84,6 +84,32 @@ async def test_half_open_is_silence_without_an_end() -> None:
         assert proxy.fired["ended"] == 0
 
 
+async def test_a_server_may_notice_that_its_end_is_dead() -> None:
+    ended = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await read_all(reader)
+        finally:
+            ended.set()
+            writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with FaultProxy.to("one", "127.0.0.1", port, random.Random(1)) as proxy:
+            reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+            writer.write(b"1")
+            while not proxy.open:
+                await asyncio.sleep(0.01)
+            assert proxy.half_open(noticed_after=0.2) == 1
+            async with asyncio.timeout(10):
+                await ended.wait()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await reader.read(1)
+            writer.close()
+
+
 async def test_connections_are_cut_and_refused() -> None:
     async with echoing() as proxy:
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
