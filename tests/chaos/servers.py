@@ -152,7 +152,11 @@ class Servers:
     async def start_database(self) -> None:
         directory = Path(self._running.directory, "postgresql")
         await self._start_again("postgres", directory, self._services.Account.first("postgres", "nobody"))
-        await self._until(lambda: self._services.accepts_connections(directory / "data"))
+        await self._until_database_accepts()
+
+    async def _until_database_accepts(self) -> None:
+        data = Path(self._running.directory, "postgresql", "data")
+        await self._until(lambda: self._services.accepts_connections(data))
 
     @asynccontextmanager
     async def database(self, name: str, template: str | None = None) -> AsyncIterator[str]:
@@ -164,6 +168,7 @@ class Servers:
         try:
             yield urlunsplit(urlsplit(self.database_url)._replace(path=f"/{name}"))
         finally:
+            await self._until_database_accepts()  # it may be down for the run of another world
             await self._execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
     async def _execute(self, statement: str) -> None:
