@@ -230,6 +230,7 @@ class Link:
         self._transport = _Transport(make_protocol)
         self._urls = list(opening.urls)  # the next to try first; each process begins with another one
         random.shuffle(self._urls)
+        self._unreachable: set[URL] = set()  # as the log has it
         self.is_prepared = False
         self._lost: str | None = None  # what ended the last connection
         self._closing = False
@@ -304,7 +305,8 @@ class Link:
                 return await self._open_one(url)
             except (WrongSettings, *FAILURES) as exc:
                 errors.append(exc)
-                if len(self._urls) > 1:
+                if len(self._urls) > 1 and url not in self._unreachable:
+                    self._unreachable.add(url)  # told once: thousands of callers try
                     log.info("broker_unreachable", url=safe(url), purpose=self._purpose, error=str(exc))
         # What somebody can mend says more than that another node is down.
         raise next((error for error in errors if isinstance(error, WrongSettings)), errors[-1])
@@ -315,8 +317,9 @@ class Link:
         connection = _Connection(url, transport_factory=transport, client_properties={"connection_name": name})
         try:
             await ask(connection.connect(), self._opening.connect_timeout_seconds)
-        except asyncio.CancelledError:
-            # The tasks that aiormq has begun end now, not with the loop, when they complain.
+        except (asyncio.CancelledError, TimeoutError):
+            # The tasks that aiormq has begun end now, not with the loop, when they complain; and a connection that was
+            # made in the very moment in which the patience was over does not stay open.
             transport.abort()
             await asyncio.wait([connection.closing], timeout=_ABORT_SECONDS)
             raise
@@ -331,6 +334,7 @@ class Link:
         if self._lost is not None:
             RECONNECTS.labels(self._lost).inc()
         self.wanted = True
+        self._unreachable.discard(url)
         self._changed()
         log.info("broker_connected", url=safe(url), purpose=self._purpose)
         return connection

@@ -32,6 +32,7 @@ from relay.core.errors import Unroutable
 
 _TURN = 64  # messages of one caller before the next one has its turn
 _WRITE_BYTES = 256 * 1024  # handed to the socket at once
+_GIVEN_UP = 64  # calls that nobody waits for any more, and that may still stand in the queue
 _LOOK_SECONDS = 1.0  # how often it is looked whether the broker blocks publishers, and for deadlines
 
 _id_of = attrgetter("id")
@@ -76,7 +77,10 @@ class PipelinedSender:
             lane.give_up(call, "error")
             raise
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                del call, failure  # or they and this frame keep one another, and the messages
 
     async def _open_lane(self, *, first: bool = False) -> "_Lane":
         connection = await self._link.connection(first=first)
@@ -131,6 +135,8 @@ class _Lane:
         self._rest: Iterator[bytes] | None = None  # of a message that is written in pieces
         self._whole: list[Batch[_Call]] = []  # answered, to be looked at when all answers there are were read
         self._filling = False  # it will be sent in this turn of the loop
+        self._closing = False  # by the broker; aiormq says why in a moment
+        self._blocked_at = 0.0  # when the broker was seen to block publishers last
         self._watch: asyncio.TimerHandle | None = None
         wire.receivers[channel.number] = self
         channel.closing.add_done_callback(self._on_closed)
@@ -159,6 +165,10 @@ class _Lane:
             count_stored(stored)
             CONFIRM_SECONDS.observe_times(self._loop.time() - batch.sent_at, len(stored))
         call.end(failure)
+        if len(self._waiting) + len(self._held) > _GIVEN_UP + 2 * len(self._calls):
+            # While the broker blocks publishers nobody else takes them out, and they are tried again and again.
+            self._waiting = deque(call for call in self._waiting if call in self._calls)
+            self._held = [call for call in self._held if call in self._calls]
 
     # --- out
 
@@ -170,7 +180,9 @@ class _Lane:
     def _fill(self) -> None:
         """Send as much as the window and the socket take, everybody in turn."""
         self._filling = False
-        if self.ended or (self._rest is not None and (self._wire.full or not self._write_rest())):
+        if self.ended or self._closing:
+            return  # one frame more, and the broker ends the connection with everybody on it
+        if self._rest is not None and (self._wire.full or not self._write_rest()):
             return
         if self._waiting and (blocked := self._link.alarm.look(self.channel.connection)) is not None:
             blocked.remove_done_callback(self._on_unblocked)
@@ -251,6 +263,7 @@ class _Lane:
         return True
 
     def _on_unblocked(self, _: asyncio.Task[None]) -> None:
+        self._blocked_at = self._loop.time()
         self._fill_soon()
 
     # --- in
@@ -266,6 +279,9 @@ class _Lane:
 
     def lost(self) -> None:
         self._end(None)
+
+    def closing(self) -> None:
+        self._closing = True
 
     def read(self) -> None:
         whole, self._whole = self._whole, []
@@ -323,10 +339,12 @@ class _Lane:
         self._watch = None
         is_blocked = self._link.alarm.look(self.channel.connection) is not None
         now = self._loop.time()
+        if is_blocked:
+            self._blocked_at = now
         for call in [call for call in self._calls if call.deadline <= now]:
             self.give_up(call, "timeout", blocked_by_broker() if is_blocked else late(self._patience))
         oldest = self._window.oldest
-        if oldest is not None and oldest.sent_at < now - 2 * self._patience and not is_blocked:
+        if oldest is not None and max(oldest.sent_at, self._blocked_at) < now - 2 * self._patience:
             # This answer will not come. It fills the window, and holds up whoever sends the same message again.
             self._end(None)
             leave_behind(asyncio.create_task(ask(self.channel.close(), self._patience)))

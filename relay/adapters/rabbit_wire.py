@@ -21,6 +21,7 @@ from relay.core.events import APP_ID
 # Kinds of frames and the methods of AMQP 0-9-1 as they stand on the wire: class id, method id.
 _METHOD, _HEADER, _BODY, _END = 1, 2, 3, b"\xce"
 _BASIC = 60
+_CHANNEL_CLOSE = 0x00140028
 _PUBLISH, _RETURN, _ACK, _NACK = 0x003C0028, 0x003C0032, 0x003C0050, 0x003C0078
 _ANSWERS = frozenset((_ACK, _NACK))
 _HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
@@ -152,6 +153,9 @@ class Receiver(Protocol):
     def writable(self) -> None:
         """The socket takes bytes again."""
 
+    def closing(self) -> None:
+        """The broker closes the channel: it takes no more frames on it. Why is told by the channel's own end."""
+
     def lost(self) -> None:
         """The connection ended. May be told twice."""
 
@@ -231,7 +235,8 @@ class Wire(asyncio.StreamReaderProtocol):
                 break
             place += size
         if found:
-            self._tell_alive()
+            if not self._passing:  # else it would stand within a frame
+                self._tell_alive()
             for receiver in self._present():
                 receiver.read()
 
@@ -252,6 +257,9 @@ class Wire(asyncio.StreamReaderProtocol):
                 if kind == _HEADER:
                     self._returned(channel, data[place : place + whole])
                 return whole
+            receiver = self.receivers[channel]
+            if method == _CHANNEL_CLOSE and receiver is not None:
+                receiver.closing()
         part = data[place : place + whole]
         self._passing = whole - len(part)
         self._pass_on(part)
