@@ -372,13 +372,20 @@ def coalesce(events: Iterable[Event]) -> list[Event]:
 def shed(events: Iterable[Event], ended: Sequence[int]) -> list[Event]:
     """Leave out previews of steps whose message stands among the same events: it tells all of them.
 
-    What was told of such a step before stays a prefix, so no reset is needed; a reset itself is never left out.
+    What was told of such a step before stays a prefix, so no reset is needed; a reset itself is never left out, nor is
+    the first preview of a step: parts of the next step may stand before the message, and whoever saw nothing of this
+    one would take the message for that of the next.
     """
-    return [
-        event
-        for event in events
-        if not (event.transient and event.detail != "reset" and _preview(event)["step"] in ended)
-    ]
+    kept: list[Event] = []
+    seen: set[int] = set()
+    for event in events:
+        if event.transient and event.detail != "reset":
+            step = _preview(event)["step"]
+            if step in seen and step in ended:
+                continue
+            seen.add(step)
+        kept.append(event)
+    return kept
 
 
 class Muting:

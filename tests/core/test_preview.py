@@ -605,16 +605,25 @@ def _said(events: list[Event], channel: str) -> str:
 def test_previews_of_a_step_whose_message_is_there_may_be_left_out() -> None:
     tail = running()
     tail.feed(text("one"))
-    events = tail.feed(text(" two"), msg(assistant(2, "one two", call("c"))), msg(tool(3, "c")), text("three"))
+    parts = text(" two"), text(" three")
+    events = tail.feed(*parts, msg(assistant(2, "one two three", call("c"))), msg(tool(3, "c")), text("four"))
     kept = shed(events, tail.batch.ended)
-    assert told(kept) == ["message 2", "message 3", "text 1+0 three"]
+    assert told(kept) == ["text 0+3  two", "message 2", "message 3", "text 1+0 four"]
+
+
+def test_a_step_that_the_next_one_overtakes_is_seen_before_it() -> None:
+    tail = running()
+    first = text("one", " two"), live(call("c"), result("c"))
+    events = tail.feed(*first, text("three"), msg(assistant(2, "one two", call("c"))), msg(tool(3, "c")))
+    kept = shed(events, tail.batch.ended)
+    assert told(kept) == ["text 0+0 one", "text 1+0 three", "message 2", "message 3"]
 
 
 def test_a_reset_is_never_left_out() -> None:
     tail = running()
     tail.feed(text("the ", "follows"))
     events = tail.feed(text("!"), msg(assistant(2, "the relay follows!")))
-    assert told(shed(events, tail.batch.ended)) == ["reset 0 gap", "message 2"]
+    assert told(shed(events, tail.batch.ended)) == ["text 0+11 !", "reset 0 gap", "message 2"]
     assert shed(events, []) == events
 
 
