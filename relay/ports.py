@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from enum import Enum, auto
 from typing import Protocol
 from uuid import UUID
 
@@ -332,6 +333,14 @@ class Spend:
     last_message_ids: Sequence[int]  # up to ten, newest first
 
 
+class Raised(Enum):
+    """How an alert stands that was to be remembered."""
+
+    NEW = auto()  # by this call
+    WAITING = auto()  # somebody remembered it, and nobody has published it so far
+    PUBLISHED = auto()
+
+
 class Charges(Protocol):
     """The meter's memory. Setting a charge twice changes nothing."""
 
@@ -351,8 +360,8 @@ class Charges(Protocol):
     async def spend_by_owner(self, deployment: str) -> Mapping[UUID, Spend]:
         """All charges ever, by owner."""
 
-    async def raise_alert(self, key: str, event: Event) -> bool:
-        """Remember that the alert `key` fires with `event`; True when it is new. The event waits to be published."""
+    async def raise_alert(self, key: str, event: Event) -> Raised:
+        """Remember that the alert `key` fires with `event`. What was remembered first stays."""
 
     async def unpublished_alerts(self) -> Sequence[tuple[str, Event]]:
         """`(key, event)` of raised alerts that were not published yet, oldest first."""
@@ -373,6 +382,15 @@ class Collected:
     archived_at: datetime | None  # upstream's own time, or earlier; None: it is not archived, or gone
     changed_at: datetime  # when the last event of the chat that told something new was taken in
     chat_json: bytes | None  # last Chat object seen
+
+
+@dataclass(frozen=True, slots=True)
+class Uncopied:
+    """A chat that waits for its copy, without what was said in it: there may be many thousand of them."""
+
+    chat: ChatRef
+    archived_at: datetime | None
+    changed_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,18 +429,19 @@ class Archives(Protocol):
             BadEvent: It lacks what its type promises.
         """
 
-    async def due(self, *, idle_since: datetime) -> Sequence[Collected]:
+    async def due(self, *, idle_since: datetime) -> Sequence[Uncopied]:
         """Chats with at least one live message, `changed_at` not after `idle_since`, and news since their last archive
         record, which are at rest: no open turn and a status of `IDLE_STATUSES`, or archived upstream, where nothing
         ends a turn any more. The longest quiet first. News is a difference in the live messages: not a copy of what is
         known, a status, or that the chat was archived."""
 
-    async def endangered(self, deployment: str, *, archived_before: datetime) -> Sequence[Collected]:
+    async def endangered(self, deployment: str, *, archived_before: datetime) -> Sequence[Uncopied]:
         """Chats that were archived upstream before a moment and have no archive record that covers what is known of
         them; the longest archived first. Those that are known to be gone are left out."""
 
     async def family_copied(self, chat: ChatRef) -> bool:
-        """Whether the chat has no subagent's chat that is known and not covered by an archive record."""
+        """Whether all that is known of the chat, and of each of its subagents' chats, is covered by an archive record:
+        none of them went on since."""
 
     async def collected(self, deployment: str, chat_id: UUID) -> Collected | None:
         """What is known of one chat."""

@@ -19,7 +19,7 @@ from relay.adapters.store_claims import SqlClaims
 from relay.adapters.store_rows import AnyRow, chat_columns, chat_ref, of_chat, storable
 from relay.core.errors import BadEvent, CorruptState
 from relay.core.events import ChatRef, Event, decode_event
-from relay.ports import Charge, Clock, Spend
+from relay.ports import Charge, Clock, Raised, Spend
 
 __all__ = ["DatabaseSettings", "SqlStore", "migrate", "open_store", "schema_version"]
 
@@ -97,11 +97,15 @@ class SqlCharges:
                 evidence[row.owner_id].append(row.message_id)
         return {row.owner_id: _spend(row, evidence[row.owner_id]) for row in sums}
 
-    async def raise_alert(self, key: str, event: Event) -> bool:
+    async def raise_alert(self, key: str, event: Event) -> Raised:
         row = {"key": key, "body": event.encode(), "routing_key": event.routing_key, "raised_at": self._db.now()}
         async with self._db.writing() as connection:
             raised = await connection.execute(self._db.insert(alerts).values(row).on_conflict_do_nothing())
-        return raised.rowcount == 1
+            if raised.rowcount == 1:
+                return Raised.NEW
+            published = select(alerts.c.published_at).where(alerts.c.key == key)
+            at = (await connection.execute(published)).scalar_one()
+        return Raised.WAITING if at is None else Raised.PUBLISHED
 
     async def unpublished_alerts(self) -> Sequence[tuple[str, Event]]:
         waiting = select(alerts).where(alerts.c.published_at.is_(None)).order_by(alerts.c.raised_at, alerts.c.key)

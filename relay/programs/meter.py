@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, field_validat
 from relay.core.errors import BadEvent
 from relay.core.events import NOBODY, ChargedData, ChatRef, Event, Evidence, JsonObject, LimitData, event_id, utc
 from relay.core.usage import Period, Policy, Price, alert_event, cost_micros, reached, tokens_of
-from relay.ports import Bus, Charge, Charges, Clock, Spend, Upstream
+from relay.ports import Bus, Charge, Charges, Clock, Raised, Spend, Upstream
 from relay.programs.budgets import Budgets
 from relay.programs.inbox import Inbox
 from relay.programs.prices import PRICED, PriceBook, PriceSettings, Quote
@@ -175,9 +175,11 @@ class Meter:
 
     async def _raise(self, alert: Event) -> bool:
         """Store an alert; True when it is new."""
-        if not await self._charges.raise_alert(str(alert.id), alert):
+        raised = await self._charges.raise_alert(str(alert.id), alert)
+        if raised is not Raised.PUBLISHED:  # by a meter that died, or by us when the database's answer was lost
+            self._alerts_waiting = True
+        if raised is not Raised.NEW:
             return False
-        self._alerts_waiting = True
         ALERTS.labels(alert.event).inc()
         return True
 

@@ -1,6 +1,7 @@
 """What `Charges` promises, kept by both databases."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import cast
@@ -14,7 +15,7 @@ from relay.adapters.migrations.tables import alerts
 from relay.adapters.store import SqlStore, open_store
 from relay.core.errors import BadEvent, CorruptState
 from relay.core.events import ChatRef, Data, Event, Origin
-from relay.ports import Charge, Clock, Spend, Store
+from relay.ports import Charge, Clock, Raised, Spend, Store
 from tests.adapters.test_claims import ALICE, BOB, CHAT, CHILD, ELSEWHERE, OTHER, SITE
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -136,13 +137,13 @@ def alert(number: int) -> Event:
 
 
 async def test_an_alert_fires_once_and_waits_until_it_was_published(store: Store) -> None:
-    assert await store.raise_alert("k\x00", alert(80)) is True
-    assert await store.raise_alert("k\x00", alert(81)) is False
+    assert await store.raise_alert("k\x00", alert(80)) is Raised.NEW
+    assert await store.raise_alert("k\x00", alert(81)) is Raised.WAITING
     assert await store.unpublished_alerts() == [("k\x00", alert(80))]
     await store.alert_published("k\x00")
     await store.alert_published("k\x00")
     assert await store.unpublished_alerts() == []
-    assert await store.raise_alert("k\x00", alert(80)) is False
+    assert await store.raise_alert("k\x00", alert(80)) is Raised.PUBLISHED
 
 
 async def test_alerts_wait_oldest_first(store: Store, clock: Clock) -> None:
@@ -154,7 +155,7 @@ async def test_alerts_wait_oldest_first(store: Store, clock: Clock) -> None:
 
 async def test_of_many_meters_at_once_one_raises_the_alert(store: Store) -> None:
     answers = await asyncio.gather(*(store.raise_alert("key", alert(n)) for n in range(20)))
-    assert answers.count(True) == 1
+    assert Counter(answers) == {Raised.NEW: 1, Raised.WAITING: 19}
 
 
 async def test_an_alert_that_cannot_be_read_stops_the_relay(store: Store, behind: Database) -> None:

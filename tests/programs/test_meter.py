@@ -262,6 +262,59 @@ async def test_what_comes_while_the_database_is_away_is_charged_afterwards(world
     assert await world.bus.depth("relay.meter.dead") == 0
 
 
+class Answerless:
+    """A store whose first answer to one call is lost on its way."""
+
+    def __init__(self, store: Any, call: str) -> None:
+        self._store, self._call, self.lost = store, call, 0
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+        if name != self._call or self.lost:
+            return method
+
+        async def call(*arguments: Any, **named: Any) -> Any:
+            self.lost += 1
+            await method(*arguments, **named)
+            raise Unavailable("the answer is lost")
+
+        return call
+
+
+async def test_an_alert_whose_storing_was_never_confirmed_goes_out(world: World) -> None:
+    charges = Answerless(world.store, "raise_alert")
+    running = meter(world, DAILY, charges=cast(Charges, charges))
+    await running.handle(said(1, usage={"input_tokens": 10}))  # from now on no alert is known to wait
+    await world.bus.publish([said(2, usage={"input_tokens": 6000})])
+    await worked_off(world, running)
+    assert charges.lost == 1
+    assert [data["percent"] for data in published(world, "threshold")] == [50]
+    assert await world.store.unpublished_alerts() == []
+
+
+async def test_an_alert_that_another_meter_left_behind_goes_out(world: World) -> None:
+    living = meter(world, DAILY)
+    await living.handle(said(1, usage={"input_tokens": 10}))
+    event = said(2, usage={"input_tokens": 6000})
+    dying = meter(world, DAILY, bus=Dead(world.bus, "threshold"))
+    with pytest.raises(Killed):
+        await dying.handle(event)
+    await living.handle(event)  # it was not acked: it comes again
+    assert [data["percent"] for data in published(world, "threshold")] == [50]
+
+
+class Dead:
+    """A bus before which the process dies once it is to take a kind of event."""
+
+    def __init__(self, bus: Any, event: str) -> None:
+        self._bus, self._event = bus, event
+
+    async def publish(self, events: Sequence[Event]) -> None:
+        if any(each.event == self._event for each in events):
+            raise Killed
+        await self._bus.publish(events)
+
+
 async def test_alerts_of_a_meter_that_died_before_telling_go_out_at_the_next_message(world: World) -> None:
     world.bus.down = True
     with pytest.raises(Unavailable):
