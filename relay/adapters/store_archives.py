@@ -5,7 +5,7 @@ at which it was told, and gives way only to one that was told later.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -26,7 +26,7 @@ from relay.adapters.migrations.tables import (
 from relay.adapters.store_rows import AnyRow, chat_columns, chat_key, chat_ref, of_chat, storable, with_key
 from relay.core.errors import BadEvent, CorruptState
 from relay.core.events import ChatRef, Event, encode_json
-from relay.ports import IDLE_STATUSES, ArchiveRecord, Collected
+from relay.ports import IDLE_STATUSES, ArchiveRecord, Collected, Uncopied
 
 _FAMILIES = frozenset({"message", "history", "status", "turn", "lifecycle"})
 _ASPECTS = ("history", "status", "lifecycle")
@@ -79,37 +79,38 @@ class SqlArchives:
                 row = of_chat(collected_chats, event.chat)
                 await connection.execute(update(collected_chats).where(row).values(values))
 
-    async def due(self, *, idle_since: datetime) -> Sequence[Collected]:
+    async def due(self, *, idle_since: datetime) -> Sequence[Uncopied]:
         chats = collected_chats.c
         rests = chats.status.in_(sorted(IDLE_STATUSES)) | chats.archived_at.is_not(None)
         quiet = select(collected_chats).where(unarchived(), rests, chats.changed_at <= idle_since)
         async with self._db.reading() as connection:
             rows = (await connection.execute(quiet.order_by(chats.changed_at))).all()
-        # Each chat is read by itself: all of them could take longer than one operation may. It may be busy by then.
-        found = [await self.collected(row.deployment, row.chat_id) for row in rows]
-        return [
-            chat
-            for chat in found
-            if chat is not None
-            and chat.messages
-            and (chat.archived_at is not None or (not chat.open_turn and chat.status in IDLE_STATUSES))
-            and chat.changed_at <= idle_since
-        ]
+        # Each chat is read by itself: all of them could take longer than one operation may.
+        return [_uncopied(row) for row in rows if await self._is_whole(row)]
 
-    async def endangered(self, deployment: str, *, archived_before: datetime) -> Sequence[Collected]:
+    async def _is_whole(self, chat: AnyRow) -> bool:
+        """Whether there is a message, and no turn that will still end."""
+        one = with_key(collected_messages, chat.deployment, chat.chat_id)
+        messages = select(collected_messages.c.message_id, collected_messages.c.by_user).where(one)
+        turns = select(collected_turns.c.message_id).where(with_key(collected_turns, chat.deployment, chat.chat_id))
+        async with self._db.reading() as connection:
+            by_user = {row.message_id: row.by_user for row in await connection.execute(messages)}
+            ended = frozenset((await connection.execute(turns)).scalars())
+        live = _live(_history(chat), by_user)
+        return bool(live) and (chat.archived_at is not None or not _is_open(live, by_user, ended))
+
+    async def endangered(self, deployment: str, *, archived_before: datetime) -> Sequence[Uncopied]:
         chats = collected_chats.c
         of_it = (chats.deployment == deployment) & (chats.archived_at < archived_before)
         query = select(collected_chats).where(uncopied(), of_it).order_by(chats.archived_at)
         async with self._db.reading() as connection:
-            rows = (await connection.execute(query)).all()
-        found = [await self.collected(row.deployment, row.chat_id) for row in rows]
-        return [chat for chat in found if chat is not None and chat.archived_at is not None]
+            return [_uncopied(row) for row in await connection.execute(query)]
 
     async def family_copied(self, chat: ChatRef) -> bool:
         chats = collected_chats.c
-        below = (chats.deployment == chat.deployment) & (chats.root_chat_id == chat.chat_id)
+        family = (chats.chat_id == chat.chat_id) | (chats.root_chat_id == chat.chat_id)
         uncovered = chats.archived_upto.is_(None) | (chats.news_at > chats.archived_upto)
-        query = select(chats.chat_id).where(below, chats.chat_id != chat.chat_id, uncovered).limit(1)
+        query = select(chats.chat_id).where(chats.deployment == chat.deployment, family, uncovered).limit(1)
         async with self._db.reading() as connection:
             return (await connection.execute(query)).first() is None
 
@@ -124,12 +125,11 @@ class SqlArchives:
             rows = {row.message_id: row for row in await connection.execute(messages)}
             ended = frozenset((await connection.execute(turns)).scalars())
         live = _live(_history(chat), rows)
-        last_prompt = max((each for each in live if rows[each].by_user), default=None)
         return Collected(
             chat=chat_ref(chat),
             messages={each: rows[each].body for each in live},
             status=chat.status,
-            open_turn=last_prompt is not None and last_prompt not in ended,
+            open_turn=_is_open(live, {each: row.by_user for each, row in rows.items()}, ended),
             archived=chat.archived,
             archived_at=chat.archived_at,
             changed_at=chat.changed_at,
@@ -289,6 +289,16 @@ def _history(chat: AnyRow) -> list[int]:
     if not isinstance(ids, list):
         raise CorruptState(f"stored history of chat {chat.chat_id} is not a list")
     return ids
+
+
+def _is_open(live: Iterable[int], by_user: Mapping[int, bool], ended: Container[int]) -> bool:
+    """Whether the turn of the last user message has not ended."""
+    last_prompt = max((each for each in live if by_user[each]), default=None)
+    return last_prompt is not None and last_prompt not in ended
+
+
+def _uncopied(chat: AnyRow) -> Uncopied:
+    return Uncopied(chat_ref(chat), chat.archived_at, chat.changed_at)
 
 
 def _live(history: Sequence[int], ids: Iterable[int]) -> list[int]:

@@ -24,7 +24,7 @@ from relay.core.backoff import backoff
 from relay.core.errors import ChatGone, ChatRefused, Unauthorized, Unavailable
 from relay.core.events import ArchiveData, ChatRef, Event, JsonObject, Origin, encode_json, event_id, utc
 from relay.core.transcript import differences
-from relay.ports import IDLE_STATUSES, ArchiveRecord, Archives, Bus, Clock, Collected, ObjectStore, Upstream
+from relay.ports import IDLE_STATUSES, ArchiveRecord, Archives, Bus, Clock, Collected, ObjectStore, Uncopied, Upstream
 from relay.programs.chance import Chance
 from relay.programs.deadlines import Deadlines
 from relay.programs.inbox import Inbox
@@ -123,6 +123,7 @@ class Archivist:
         # Monotonic time at which a chat that could not be copied, or archived in Coder, is tried again.
         self._copy_again: dict[UUID, float] = {}
         self._seal_again: dict[UUID, float] = {}
+        self._gone: dict[UUID, Uncopied] = {}  # what was known of chats that Coder does not have any more
 
     async def run(self, report: Callable[[bool, str], None] = lambda ok, reason: None) -> None:
         """Collect and archive until cancelled."""
@@ -154,25 +155,30 @@ class Archivist:
         for record in await self._archives.unfinished_archives(seal=self._settings.archive_in_coder):
             await self._finish(record)
         endangered = await self._deadlines.endangered()
-        due = await self._archives.due(idle_since=self._clock.now() - timedelta(seconds=self._settings.idle_seconds))
+        idle_since = self._clock.now() - timedelta(seconds=self._settings.idle_seconds)
+        due = [each for each in await self._archives.due(idle_since=idle_since) if not self._is_gone(each)]
         DUE.set(len(due))
-        ahead = {collected.chat.chat_id for collected in endangered}
-        waiting = [*endangered, *(collected for collected in due if collected.chat.chat_id not in ahead)]
-        for left, collected in enumerate(waiting, 1):
-            chat_id = collected.chat.chat_id
+        ahead = {each.chat.chat_id for each in endangered}
+        waiting = [*endangered, *(each for each in due if each.chat.chat_id not in ahead)]
+        for left, uncopied in enumerate(waiting, 1):
+            chat_id = uncopied.chat.chat_id
             if self._clock.monotonic() < self._copy_again.get(chat_id, 0.0):
                 continue
             self._copy_again.pop(chat_id, None)
             try:
-                await self._archive(collected)
+                await self._archive(uncopied)
             except ChatGone as exc:
-                self._deadlines.gone(collected)
-                self._set_aside(self._copy_again, chat_id)
+                self._deadlines.gone(uncopied)
+                self._gone[chat_id] = uncopied
                 log.warning("archive_refused", chat_id=str(chat_id), reason=str(exc))
             except ChatRefused as exc:
                 self._set_aside(self._copy_again, chat_id)
                 log.warning("archive_refused", chat_id=str(chat_id), reason=str(exc))
             DUE.set(min(len(due), len(waiting) - left))
+
+    def _is_gone(self, uncopied: Uncopied) -> bool:
+        """Coder said so, and nothing that was heard of the chat since tells otherwise."""
+        return self._gone.get(uncopied.chat.chat_id) == uncopied
 
     def _set_aside(self, again: dict[UUID, float], chat_id: UUID) -> None:
         """Not at once again: the others have to get their turn, and Coder time to change its mind."""
@@ -180,8 +186,11 @@ class Archivist:
 
     # --- one chat -----------------------------------------------------------------------------------------------------
 
-    async def _archive(self, collected: Collected) -> None:
-        chat = collected.chat
+    async def _archive(self, uncopied: Uncopied) -> None:
+        chat = uncopied.chat
+        collected = await self._archives.collected(chat.deployment, chat.chat_id)
+        if collected is None or collected.changed_at != uncopied.changed_at:
+            return  # it goes on: the next look sees whether it is due
         row = await self._upstream.chat(chat.chat_id)
         page = await self._upstream.messages(chat.chat_id, down_to=0)
         if not self._agrees(collected, page.messages):
@@ -272,15 +281,12 @@ class Archivist:
         SEALED.inc()
 
     async def _may_seal(self, record: ArchiveRecord) -> bool:
+        # What went on gets another copy, which seals it. Coder archives a chat together with those of its subagents.
+        if not await self._archives.family_copied(record.chat):
+            return False
         collected = await self._archives.collected(record.chat.deployment, record.chat.chat_id)
-        if collected is None:
-            return True
-        if max(collected.messages, default=0) != (record.last_id or 0):
-            return False  # the chat went on: its next copy seals it
-        if not collected.archived and collected.status not in IDLE_STATUSES:
-            return False  # it is at work: some servers would stop it
-        # Coder archives a chat together with those of its subagents.
-        return await self._archives.family_copied(record.chat)
+        # One that is at work some servers would stop.
+        return collected is None or collected.archived or collected.status in IDLE_STATUSES
 
     async def _archived_in_coder(self, record: ArchiveRecord) -> bool:
         """Archive the chat in Coder; False when it has to wait."""

@@ -13,7 +13,7 @@ from prometheus_client import Counter, Gauge
 
 from relay.core.errors import ChatRefused, Unauthorized, Unavailable
 from relay.core.events import utc
-from relay.ports import Archives, Clock, Collected, Retention, Upstream
+from relay.ports import Archives, Clock, Retention, Uncopied, Upstream
 
 log = structlog.get_logger(__name__)
 
@@ -48,15 +48,15 @@ class Deadlines:
         self._retention_seconds = retention_seconds
         self._retention: Retention | None = None
         self._read_at: float | None = None
-        self._open: dict[UUID, Collected] = {}  # endangered by the last look
+        self._open: dict[UUID, Uncopied] = {}  # endangered by the last look
         self._told: set[UUID] = set()
         self._lost: set[UUID] = set()
 
-    async def endangered(self) -> Sequence[Collected]:
+    async def endangered(self) -> Sequence[Uncopied]:
         """Chats without a copy that will soon be deleted, the first to go first."""
         await self._read()
         kept = self._retention.archived_chats_days if self._retention is not None else None
-        found: Sequence[Collected] = ()
+        found: Sequence[Uncopied] = ()
         if kept:  # 0: for ever
             before = self._clock.now() + timedelta(days=self._days - kept)
             found = await self._archives.endangered(self._upstream.deployment, archived_before=before)
@@ -70,14 +70,14 @@ class Deadlines:
         self._open.pop(chat_id, None)
         ENDANGERED.set(len(self._open))
 
-    def gone(self, collected: Collected) -> None:
+    def gone(self, uncopied: Uncopied) -> None:
         """Coder does not have a chat any more, whose copy was to be made."""
-        if collected.archived_at is None or collected.chat.chat_id in self._lost:
+        if uncopied.archived_at is None or uncopied.chat.chat_id in self._lost:
             return
-        self._lost.add(collected.chat.chat_id)
-        self.copied(collected.chat.chat_id)
+        self._lost.add(uncopied.chat.chat_id)
+        self.copied(uncopied.chat.chat_id)
         TOO_LATE.inc()
-        log.error("chat_deleted_before_its_copy", chat_id=str(collected.chat.chat_id))
+        log.error("chat_deleted_before_its_copy", chat_id=str(uncopied.chat.chat_id))
 
     def status(self) -> dict[str, object]:
         """For `/status`."""

@@ -14,7 +14,7 @@ from relay.adapters.migrations.tables import collected_chats
 from relay.adapters.store import SqlStore, open_store
 from relay.core.errors import BadEvent, CorruptState
 from relay.core.events import ChatRef, Data, Event, Origin, encode_json
-from relay.ports import ArchiveRecord, Clock, Collected, Store
+from relay.ports import ArchiveRecord, Clock, Collected, Store, Uncopied
 
 SITE = "https://coder.example"
 CHAT = ChatRef(SITE, UUID(int=10), UUID(int=1), UUID(int=10))
@@ -244,7 +244,13 @@ async def test_a_stored_history_that_cannot_be_read_stops_the_relay(
 
 
 async def due(store: Store, idle_since: datetime = FAR) -> list[Collected]:
-    return list(await store.due(idle_since=idle_since))
+    """What is known of the chats that are due."""
+    waiting = await store.due(idle_since=idle_since)
+    found = [(each, await store.collected(each.chat.deployment, each.chat.chat_id)) for each in waiting]
+    for each, collected in found:
+        assert collected is not None
+        assert each == Uncopied(collected.chat, collected.archived_at, collected.changed_at)
+    return [collected for _, collected in found if collected is not None]
 
 
 async def test_a_finished_chat_is_due_until_it_is_archived(store: Store) -> None:
@@ -456,15 +462,17 @@ async def test_an_archived_chat_is_due_though_its_turn_never_ended(store: Store,
 async def test_a_family_is_copied_when_each_of_its_chats_is(store: Store) -> None:
     child = ChatRef(SITE, UUID(int=11), UUID(int=1), CHAT.chat_id)
     stranger = ChatRef(SITE, UUID(int=12), UUID(int=1), UUID(int=12))
-    await after(store, *whole_turn(), *whole_turn(stranger))
+    collected = await after(store, *whole_turn(), *whole_turn(stranger))
+    assert not await store.family_copied(CHAT)
+    await store.add_archive(record(), upto=collected.changed_at)
     assert await store.family_copied(CHAT)
     for event in whole_turn(child):
         await store.collect(event)
     assert not await store.family_copied(CHAT)
-    assert await store.family_copied(child)
-    collected = await store.collected(SITE, child.chat_id)
-    assert collected is not None
-    await store.add_archive(record(chat=child), upto=collected.changed_at)
+    of_child = await store.collected(SITE, child.chat_id)
+    assert of_child is not None
+    await store.add_archive(record(chat=child), upto=of_child.changed_at)
     assert await store.family_copied(CHAT)
+    assert await store.family_copied(child)
     await store.collect(message(3, (1, 6), chat=child))
     assert not await store.family_copied(CHAT)

@@ -280,6 +280,49 @@ async def test_a_chat_that_is_gone_does_not_keep_the_others_waiting(world: World
     assert [stored["url"].split("/")[-3] for stored in told(world, "stored")] == [str(kept)]
 
 
+async def test_a_chat_that_is_gone_is_asked_for_once_and_no_longer_due(world: World) -> None:
+    chat = await finished_chat(world)
+    world.simulator.faults.add("answer", status=404, path=f"*/{chat}*")
+    stubborn = archivist(world)
+    await until_due(world)
+    await stubborn.look()
+    asked = world.simulator.fired("answer")
+    assert asked > 0
+    for _ in range(5):
+        await asyncio.sleep(0.06)  # longer than others are set aside for
+        await stubborn.look()
+    assert world.simulator.fired("answer") == asked
+    assert counted("relay_archive_due_chats") == 0
+
+
+async def test_a_copy_that_has_more_than_the_events_is_archived_in_coder_too(world: World) -> None:
+    chat = await finished_chat(world)
+    await world.owner.send(chat, TALK)  # nobody publishes this
+    await world.owner.wait_idle(chat)
+    await look_until(world, lambda: told(world, "sealed"))
+    assert in_coder(world, chat)
+    (stored,) = told(world, "stored")
+    assert copy_at(stored["url"], stored["sha256"]) == await truth(world, chat)
+
+
+async def test_of_many_chats_that_wait_one_at_a_time_is_read(world: World) -> None:
+    for _ in range(3):
+        await finished_chat(world)
+    await until_due(world)
+    order: list[str] = []
+
+    class Watched:
+        """The store, and the order in which chats are read and archived."""
+
+        def __getattr__(self, name: str) -> Any:
+            if name in ("collected", "add_archive"):
+                order.append(name)
+            return getattr(world.store, name)
+
+    await archivist(world, in_coder=False, archives=Watched()).look()
+    assert order == ["collected", "add_archive"] * 3
+
+
 @pytest.mark.parametrize("status", [401, 429, 500, 503])
 async def test_a_server_that_refuses_for_a_while(world: World, status: int) -> None:
     chat = await finished_chat(world)
