@@ -398,6 +398,12 @@ class Muting:
     def __init__(self) -> None:
         self._muted: set[int] = set()
 
+    def mute(self, steps: Iterable[int]) -> None:
+        """Nothing more of these, unless they begin anew."""
+        for step in steps:
+            # Steps come to an end, and their numbers do not come back.
+            self._muted = {number for number in self._muted if number > step - _STEPS_AT_ONCE} | {step}
+
     def sift(self, events: Sequence[Event], granted: int) -> list[Event]:
         """The events that go out, at most `granted` previews among them."""
         kept: list[Event] = []
@@ -407,8 +413,7 @@ class Muting:
                 if event.detail == "reset":
                     self._muted.discard(step)
                 elif step in self._muted or not granted:
-                    # Steps come to an end, and their numbers do not come back.
-                    self._muted = {number for number in self._muted if number > step - _STEPS_AT_ONCE} | {step}
+                    self.mute([step])
                     continue
                 else:
                     granted -= 1

@@ -102,6 +102,7 @@ STREAMS = Gauge("relay_streams", "Chats followed now, by state.", ["state"])
 _HELD_UP_SECONDS = 1.0
 _FINISH_SECONDS = 3.0  # for what a cancelled follower had in hand
 _FEED_AT_ONCE = 64  # then others have their turn: the lease must be renewed and confirms be read, whoever talks
+_RARELY = 60  # longest delays, at most, between two tries of what the broker will not take
 _PUBLISH_AT_ONCE = 256  # a long history goes out in pieces: each publish has one deadline
 
 _STREAM_ERRORS = ("dropped_messages", "snapshot_failed", "bad_frame")
@@ -280,9 +281,6 @@ class Follower:
         except Unauthorized:
             CLOSES.labels("auth").inc()
             raise
-        except TooLarge as exc:
-            self._log.error("event_too_large", reason=str(exc))
-            return Followed(Ended.REFUSED, "", clean=False)  # tried again: somebody may raise the broker's limit
         except ChatRefused as exc:
             self._log.warning("chat_refused", status=exc.status, reason=str(exc))
             self._look = False
@@ -306,7 +304,8 @@ class Follower:
                 why = await self._connection()
                 if isinstance(why, Followed):
                     return why
-                delays = self._delays()
+                if why != "snapshot_failed":
+                    delays = self._delays()
             except Unavailable as exc:
                 why = exc.reason if isinstance(exc, StreamEnded) else "refused"
                 asked = exc.retry_after_seconds or 0.0
@@ -403,6 +402,7 @@ class Follower:
             kept = shed(whole.events, whole.ended)
             DROPPED.labels("ended").inc(len(whole.events) - len(kept))
             whole.events = kept
+            self._muting.mute(whole.ended)  # results of tools may still come
         return await self._send(whole)
 
     async def _discover(self) -> None:
@@ -455,7 +455,10 @@ class Follower:
             self._beyond = True
             return "too_large"
         parked = exc.raw.encode("utf-8", "surrogatepass")
-        await self._until_available(lambda: self._bus.park_frame(self.claim.chat, parked, exc.reason), "broker")
+        try:
+            await self._until_available(lambda: self._bus.park_frame(self.claim.chat, parked, exc.reason), "broker")
+        except TooLarge as refused:
+            self._log.error("frame_not_kept", reason=str(refused))
         await self._send(self.tail.stream_error(str(exc), "bad_frame", self._clock.now()))
         return "bad_frame"
 
@@ -496,10 +499,23 @@ class Follower:
         return kept
 
     async def _confirmed(self) -> None:
-        """Publish what is in hand, and return when the broker has it."""
+        """Publish what is in hand, and return when the broker has it.
+
+        An event that is too large for the broker stays in hand, and all that comes after it waits: somebody has to
+        raise the broker's limit. It is tried again more and more rarely, because the channel that is closed for it is
+        everybody's.
+        """
+        at_once, delays = _PUBLISH_AT_ONCE, self._rare_delays()
         while self._in_hand:
-            some = self._in_hand[:_PUBLISH_AT_ONCE]
-            await self._until_available(partial(self._bus.publish, some), "broker")
+            some = self._in_hand[:at_once]
+            try:
+                await self._until_available(partial(self._bus.publish, some), "broker")
+            except TooLarge as exc:
+                if len(some) == 1:
+                    self._log.error("event_too_large", reason=str(exc))
+                    await self._clock.sleep(next(delays))
+                at_once = 1  # what stands before it goes out, once
+                continue
             del self._in_hand[: len(some)]
             self._unsaved = self._unsaved or any(not event.transient for event in some)
 
@@ -563,6 +579,10 @@ class Follower:
         return backoff(
             chance=Chance(), first=self._settings.first_delay_seconds, longest=self._settings.longest_delay_seconds
         )
+
+    def _rare_delays(self) -> Iterator[float]:
+        longest = self._settings.longest_delay_seconds
+        return backoff(chance=Chance(), first=longest, longest=_RARELY * longest)
 
     def _count(self, batch: Batch) -> None:
         REPLAYS.inc(batch.replays)

@@ -685,6 +685,13 @@ def test_the_next_step_is_told_again() -> None:
     assert told(muting.sift(events, 1)) == ["message 2", "message 3", "text 1+0 b"]
 
 
+def test_a_step_that_was_left_out_under_load_does_not_go_on_in_the_middle() -> None:
+    muting, tail = Muting(), running()
+    muting.mute([0])
+    assert told(muting.sift(tail.feed(text("a")), 9)) == []
+    assert told(muting.sift(tail.feed([retry(1)], text("a")), 9)) == ["retry scheduled", "reset 0 retry", "text 0+0 a"]
+
+
 @given(st.lists(st.tuples(st.sampled_from(["text", "reasoning", "message", "retry"]), st.integers(0, 3)), max_size=30))
 def test_whatever_is_left_out_what_goes_out_is_a_prefix(pieces: list[tuple[str, int]]) -> None:
     muting, tail = Muting(), running()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import cast
 from uuid import UUID
 
@@ -9,7 +10,8 @@ import pytest
 
 from relay.adapters.clock import SystemClock
 from relay.adapters.coder import open_upstream
-from relay.core.errors import LostClaim
+from relay.core.errors import LostClaim, TooLarge
+from relay.core.events import Event
 from relay.ports import Upstream
 from relay.programs import follow
 from relay.programs.follow import Ended, Follower, FollowSettings
@@ -291,7 +293,7 @@ async def test_a_message_that_fits_no_frame_still_arrives(world: World) -> None:
     chat = await world.owner.create("[text n=10 ms=30] small")
     async with open_upstream(upstream_settings(world.simulator, max_frame_bytes=100_000)) as narrow:
         world.upstream = narrow
-        async with while_running((await world.follower(chat)).run()):
+        async with world.worker():  # which takes the chat again, should it be let go before we look
             await world.owner.wait_idle(chat)
             await world.owner.send(chat, "[big size=300000] one large message")
             await world.owner.wait_idle(chat)
@@ -302,6 +304,35 @@ async def test_a_message_that_fits_no_frame_still_arrives(world: World) -> None:
             await world.until_equal(chat)
     assert counted("relay_decode_errors_total", reason="too_large") > before
     assert max(len(str(message)) for message in fold(world.told(chat)).values()) > 300_000
+
+
+async def test_an_event_too_large_for_the_broker_waits_until_it_takes_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit, tries = 100_000, 0
+    publish = world.bus.publish
+
+    async def narrow(events: Sequence[Event]) -> None:
+        nonlocal tries
+        large = max((len(event.encode()) for event in events), default=0)
+        if large > limit:
+            tries += len(events) == 1
+            raise TooLarge("raise max_message_size", large, limit)
+        await publish(events)
+
+    monkeypatch.setattr(world.bus, "publish", narrow)
+    chat = await world.owner.create(LONG)
+    async with world.worker():
+        await world.until_equal(chat)
+        await world.owner.send(chat, "[big size=300000] one large message")
+        await until(lambda: tries >= 3)
+        await world.owner.wait_idle(chat)
+        ids = [event["id"] for event in world.told(chat) if not event["type"].startswith("io.chatrelay.chat.preview")]
+        assert len(ids) == len(set(ids)), "what stands before it went out once"
+        limit = 1_000_000
+        await world.until_equal(chat)
+    assert {event["session"] for event in world.told(chat)} == {1}
+    assert world.in_order(chat)
 
 
 @pytest.mark.parametrize(

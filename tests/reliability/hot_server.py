@@ -72,6 +72,7 @@ class HotServer:
         self.calls: Counter[str] = Counter()
         self.open = 0  # streams
         self.vanish_when_dialled = False
+        self.without_snapshot: UUID | None = None  # chat whose stream says each time that it cannot begin
         self.failures: dict[tuple[str, UUID | None], Exception] = {}  # call, chat: what it raises
 
     def fail(self, call: str, error: Exception, *, only: UUID | None = None) -> None:
@@ -156,6 +157,10 @@ class HotServer:
 
     def _texts(self, chat: UUID, after_id: int) -> Iterator[str]:
         self.told[chat] = self.told[chat] or 1
+        if chat == self.without_snapshot:
+            error = {"type": "error", "error": {"message": "failed to load initial snapshot"}}
+            yield frame({"type": "status", "status": {"status": "running"}}, error)
+            return
         history = [each for each in self.history(chat) if int(str(each["id"])) > after_id]
         state = {"type": "status", "status": {"status": self._row(chat)["status"]}}
         yield frame(state, *({"type": "message", "message": each} for each in history))

@@ -132,6 +132,14 @@ async def test_a_stream_that_always_ends_is_tried_with_pauses_and_harms_no_other
     assert tries - 1 <= risen[reaction] <= tries
 
 
+async def test_a_stream_that_cannot_begin_is_tried_with_pauses_though_it_says_so_itself() -> None:
+    hour = Hour("nothing", AssertionError())
+    hour.server.without_snapshot = SICK
+    await hour.passes()
+    assert 2 <= hour.server.dialled[SICK] <= ONCE_A_DELAY
+    assert hour.messages(WELL) == hour.server.steps + 1
+
+
 def reactions() -> dict[str, float]:
     """Streams that ended, by what is done about it."""
     classes = ("retry", "resync", "auth", "gone")
