@@ -83,7 +83,7 @@ class Batch(msgspec.Struct):
 
 
 class _FrameEnd:
-    """Between two frames of a server that tells in each of them a state, the status before what it is about."""
+    """Between two frames of a server that tells states, the status before what it is about."""
 
 
 class ChatTail:
@@ -190,12 +190,12 @@ class ChatTail:
 
     @property
     def settling(self) -> bool:
-        """Silence will tell: an idle status was seen but the turn's last message may still be on its way, or a snapshot
-        ended with a full frame."""
+        """Silence will tell: an idle status was seen but the turn's last message may still be on its way, or it may be
+        the status of the turn before, or a snapshot ended with a full frame."""
         if self._snapshot is not None:
             # The status is the last word on history where messages stand before it.
             return any(isinstance(seen, StatusSeen) for seen in self._snapshot)
-        return self._turn is not None and self._idle_seen and not self._pending
+        return self._turn is not None and (self._idle_seen or self._perhaps_over) and not self._pending
 
     @property
     def idle(self) -> bool:
@@ -470,12 +470,22 @@ class ChatTail:
                 self._pending.appendleft(seen)
         return self._out()
 
+    @property
+    def _perhaps_over(self) -> bool:
+        """From 2.35 on: a turn is open and the status is idle. Where that was told before the prompt, another status is
+        on its way, or the turn was over at once and has the same: nothing tells it."""
+        shown = self._turn is not None and self._streamed == self._turn.id
+        return bool(self._episodes) and shown and self._upstream_status in IDLE
+
     def _end_frame(self) -> None:
-        """From 2.35 on a frame is a whole state: where the status is idle at its end, every turn is over."""
-        if self._turn is None or self._streamed != self._turn.id:
+        """From 2.35 on a frame is a whole state, or half of one: a status of before may be followed by its own, and the
+        status `error` by the error."""
+        if self._turn is None or not self._perhaps_over:
             return
-        if self._upstream_status in IDLE:  # told now, or before and the same again: this turn was over at once
-            self._failed = self._failed or self._upstream_status == "error"
+        failed = self._upstream_status == "error"
+        over = self._error is not None if failed else self._idle_seen or self._turn.closable
+        if over:
+            self._failed = self._failed or failed
             self._close_turn()
 
     def _take(self, seen: Seen) -> bool:
@@ -692,7 +702,7 @@ class ChatTail:
             self._late_action()  # the event may have been too long to be told
         if self._turn is None:
             return
-        if not self._idle_seen:
+        if not (self._idle_seen or self._perhaps_over):
             # They may concern the turn before: no idle status was seen after this one's user message. Unless the
             # stream has lost it: a fresh snapshot will tell.
             if reason == "timer" and status in IDLE and self.running:

@@ -1,7 +1,7 @@
 """A chat server from 2.35 on, small enough to be believed: what it stores, and how its streams come to know of it.
 
 A stream is told a state, not a sequence of facts: it looks at what is stored, tells what it has not told in a fixed
-order, and then the parts of the current episode.
+order, now and then over two frames, and then the parts of the current episode.
 """
 
 import random
@@ -28,6 +28,8 @@ from tests.core.frames import (
     tool,
     user,
 )
+
+_LISTED = ("history_reset", "message")
 
 
 @dataclass
@@ -136,10 +138,11 @@ class EpisodeServer:
         view = self.wire
         assert view is not None
         if not view.torn and (self._news(view) or not view.begun):
+            begins = not view.begun
             state = self._state(view)
-            cut = chance.randint(1, len(state) - 1) if not whole and state[0] == HISTORY_RESET else 0
-            # Only a list of messages is long enough to be cut.
-            while cut and state[cut - 1]["type"] not in ("history_reset", "message"):
+            cut = chance.randint(0, len(state) - 1) if state and not whole else 0
+            # What a connection begins with is cut only inside a list of messages: that may be long.
+            while begins and cut and (state[0] != HISTORY_RESET or state[cut - 1]["type"] not in _LISTED):
                 cut -= 1
             view.torn = [frame for frame in (state[:cut], state[cut:]) if frame]
         if view.torn:

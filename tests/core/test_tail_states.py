@@ -242,6 +242,76 @@ def test_a_turn_that_fails_before_the_stream_looked_again_has_failed() -> None:
     assert told(events) == ["message 3", "error turn: again", "failed 3"]
 
 
+def test_a_prompt_whose_status_comes_in_the_next_frame_is_not_over() -> None:
+    """One state may travel in two frames: the idle status is of the turn before."""
+    tail = idle_chat()
+    assert told(tail.feed(msg(user(3)))) == ["message 3"]
+    assert tail.is_settling()
+    assert told(tail.feed(status("running"), PREVIEW_RESET)) == ["status running"]
+    assert not tail.is_settling()
+    events = tail.feed(msg(assistant(4, "b")), status("waiting"), PREVIEW_RESET)
+    assert told(events) == ["message 4", "status waiting", "completed 3 4"]
+
+
+def test_an_error_that_comes_in_the_frame_behind_its_status_is_that_of_the_turn() -> None:
+    tail = Tail()
+    tail.connect(msg(user(1)), status("running"), PREVIEW_RESET)
+    assert told(tail.feed(status("error"))) == ["status error"]
+    assert tail.is_settling()
+    events = tail.feed(error("boom", kind="overloaded"), PREVIEW_RESET)
+    assert told(events) == ["error turn: boom", "failed 1"]
+    assert data_of(events[-1])["error"] == {"message": "boom", "kind": "overloaded"}
+
+
+def test_an_error_that_never_comes_is_asked_of_rest() -> None:
+    tail = Tail()
+    tail.connect(msg(user(1)), status("running"), PREVIEW_RESET)
+    tail.feed(status("error"))
+    tail.settle()
+    assert tail.wants == "settle"
+    assert told(tail.answer(user(1), status="error", last_error="boom")) == ["error turn: boom", "failed 1"]
+
+
+@pytest.mark.parametrize(
+    ("value", "why", "ending"),
+    [
+        ("waiting", None, ["interrupted 3"]),
+        ("error", "again", ["error turn: again", "failed 3"]),
+    ],
+)
+def test_a_turn_that_was_over_at_once_and_left_nothing_is_closed_after_a_look(
+    value: str, why: str | None, ending: list[str]
+) -> None:
+    """The same idle status as before, so none is told."""
+    tail = Tail()
+    tail.connect(msg(user(1)), status(value), *([error("boom")] if why else []), PREVIEW_RESET)
+    assert told(tail.feed(msg(user(3)), PREVIEW_RESET)) == ["message 3"]
+    tail.settle()
+    assert told(tail.answer(user(1), user(3), status=value, last_error=why)) == ending
+    assert tail.is_idle()
+
+
+def test_a_look_that_finds_a_prompt_at_work_waits_for_the_stream_to_say_so() -> None:
+    tail = idle_chat()
+    tail.feed(msg(user(3)))
+    tail.settle()
+    assert tail.answer(user(1), assistant(2, "a"), user(3), status="running") == []
+    assert tail.batch.reconnect is None
+    assert tail.is_settling(), "it may be over before the stream looks again"
+    tail.feed(status("running"), PREVIEW_RESET)
+    assert not tail.is_settling()
+
+
+def test_the_error_status_of_the_turn_before_does_not_fail_the_next_one_after_a_restart() -> None:
+    tail = Tail()
+    tail.connect(msg(user(1)), status("error"), error("boom"), PREVIEW_RESET)
+    tail.feed(msg(user(3)))
+    second = tail.again(clean=False)
+    second.connect(msg(user(3)), status("running"), PREVIEW_RESET)
+    events = second.feed(msg(assistant(4, "b")), status("waiting"), PREVIEW_RESET)
+    assert told(events, "turn") == ["completed 3 4"]
+
+
 def test_a_turn_that_rest_told_first_is_not_closed_by_an_older_state() -> None:
     tail = idle_chat()
     tail.recheck()
