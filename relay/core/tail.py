@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from typing import cast
 
 import msgspec
@@ -254,7 +255,7 @@ class ChatTail:
         if frame.events and not self._episodes:
             self._recognise(frame.events)
         if self._snapshot is None:
-            self._pending.extend(frame.events)
+            self._pending.extend(_error_first(frame.events) if self._episodes else frame.events)
             if self._episodes and len(frame.events) < SNAPSHOT_FRAME:
                 self._pending.append(_FrameEnd())
             return self._drain()
@@ -281,7 +282,7 @@ class ChatTail:
             # What follows the first reset is live already.
             end = next((at for at, seen in enumerate(collected) if isinstance(seen, PreviewResetSeen)), len(collected))
             self._pending.extend(collected[end:])
-            collected = collected[:end]
+            collected = _error_first(collected[:end])
         if failed := next((e.error for e in collected if isinstance(e, ErrorSeen) and _is_failed(e.error)), None):
             self._stream_error(failed, "snapshot_failed")  # what could not be read looks like what is not there
         elif self._episodes or (
@@ -779,6 +780,14 @@ class ChatTail:
 
 def _messages(events: Iterable[Seen]) -> list[Message]:
     return [seen.message for seen in events if isinstance(seen, MessageSeen)]
+
+
+def _error_first(events: Sequence[Seen]) -> list[Seen]:
+    """From 2.35 on an error stands behind its status. In the order of older servers the status can say why."""
+    for at, (one, other) in enumerate(pairwise(events)):
+        if isinstance(one, StatusSeen) and one.status == "error" and isinstance(other, ErrorSeen):
+            return [*events[:at], other, one, *events[at + 2 :]]
+    return list(events)
 
 
 def _is_failed(error: ChatErrorData) -> bool:

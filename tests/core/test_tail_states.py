@@ -230,8 +230,21 @@ def test_a_turn_closes_at_the_end_of_the_frame_that_brings_an_idle_status() -> N
     tail = Tail()
     tail.connect(msg(user(1)), status("running"), PREVIEW_RESET)
     events = tail.feed(status("error"), error("boom", kind="overloaded"), PREVIEW_RESET)
-    assert told(events) == ["status error", "error turn: boom", "failed 1"]
+    assert told(events) == ["error turn: boom", "status error", "failed 1"]
     assert data_of(events[-1])["error"] == {"message": "boom", "kind": "overloaded"}
+
+
+@pytest.mark.parametrize("joining", [True, False])
+def test_a_status_of_a_failure_says_why_although_it_stands_before_its_error(joining: bool) -> None:
+    tail = Tail()
+    state = [status("error"), error("boom", kind="overloaded"), PREVIEW_RESET]
+    if joining:
+        events = tail.connect(msg(user(1)), *state)
+    else:
+        tail.connect(msg(user(1)), status("running"), PREVIEW_RESET)
+        events = tail.feed(*state)
+    (failed,) = [one for one in events if one.event == "status"]
+    assert data_of(failed)["last_error"] == {"message": "boom", "kind": "overloaded"}
 
 
 def test_a_turn_that_fails_before_the_stream_looked_again_has_failed() -> None:
