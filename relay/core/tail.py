@@ -250,8 +250,9 @@ class ChatTail:
     def feed(self, frame: Frame, at: datetime) -> Batch:
         """One frame, received at `at`."""
         self._telling.at = at
-        if frame.refused is not None:
-            return self._refused(frame.refused)
+        if (failed := _failure(frame)) is not None:
+            self._stream_error(failed, "snapshot_failed")
+            return self._out()
         if frame.events and not self._episodes:
             self._recognise(frame.events)
         if self._snapshot is None:
@@ -283,9 +284,7 @@ class ChatTail:
             end = next((at for at, seen in enumerate(collected) if isinstance(seen, PreviewResetSeen)), len(collected))
             self._pending.extend(collected[end:])
             collected = _error_first(collected[:end])
-        if failed := next((e.error for e in collected if isinstance(e, ErrorSeen) and _is_failed(e.error)), None):
-            self._stream_error(failed, "snapshot_failed")  # what could not be read looks like what is not there
-        elif self._episodes or (
+        if self._episodes or (
             self._history.proved_by(_messages(collected), self._asked)
             and not (self._statement_due and self._doubt is not None)
         ):
@@ -625,8 +624,6 @@ class ChatTail:
     def _take_error(self, error: ChatErrorData) -> None:
         if error["message"] == "dropped messages":
             self._stream_error(error, "dropped_messages")
-        elif _is_failed(error):
-            self._stream_error(error, "snapshot_failed")
         else:
             if self._streamed == self._turn_id:
                 self._error = error
@@ -636,10 +633,6 @@ class ChatTail:
         self._doubts(reason)
         self._batch.reconnect = reason
         self._telling.stream_error(error, reason, self._connection)
-
-    def _refused(self, error: ChatErrorData) -> Batch:
-        self._stream_error(error, "snapshot_failed")
-        return self._out()
 
     def _take_retry(self, seen: RetrySeen) -> None:
         if self._telling.retry(seen):
@@ -790,5 +783,10 @@ def _error_first(events: Sequence[Seen]) -> list[Seen]:
     return list(events)
 
 
-def _is_failed(error: ChatErrorData) -> bool:
-    return error["message"] == "failed to load initial snapshot"
+def _failure(frame: Frame) -> ChatErrorData | None:
+    """Why the server cannot tell what a stream begins with. What it could not read looks like what is not there, and
+    the rest, without its status, like what another age of servers sends."""
+    if frame.refused is not None:
+        return frame.refused
+    errors = (seen.error for seen in frame.events if isinstance(seen, ErrorSeen))
+    return next((error for error in errors if error["message"] == "failed to load initial snapshot"), None)

@@ -160,6 +160,27 @@ def test_a_failed_snapshot_says_nothing_about_the_queue() -> None:
     assert told(events, "queue") == []
 
 
+def test_a_snapshot_without_its_chat_row_has_failed_whoever_sends_it() -> None:
+    """No status stands in it: it begins with a message, like that of a server from 2.35 on, which ends with a reset."""
+    tail = Tail()
+    tail.connect(status("running"), msg(user(1)))
+    tail.feed(text("on"))
+    events = tail.reconnect(msg(user(1)), msg(assistant(2, "one")), error("failed to load initial snapshot"))
+    assert told(events) == ["error snapshot_failed: failed to load initial snapshot"], "live text is not given up"
+    assert tail.gives_up() == "snapshot_failed"
+    tail.reconnect(status("running"), text("one"), msg(user(1)))
+    assert tail.wants == "snapshot_failed"
+    tail.answer(user(1), status="running")
+    assert told(tail.all, "preview") == ["text 0+0 on", "text 0+2 e"]
+
+
+def test_a_failure_ends_a_snapshot_of_several_frames() -> None:
+    tail = Tail()
+    tail.connect(*(msg(user(key)) for key in range(1, 257)))
+    assert told(tail.feed(error("failed to load initial snapshot")), "message") == []
+    assert tail.gives_up() == "snapshot_failed"
+
+
 def test_two_failures_of_one_snapshot_are_told_as_one() -> None:
     failed = error("failed to load initial snapshot")
     tail = Tail()
