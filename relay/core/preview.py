@@ -198,6 +198,7 @@ class LiveText:
         Some servers repeat the stored step before the running one. Its parts end at the last call that a stored
         message has; a step of text alone is recognised by its text.
         """
+        self._late = {"text": "", "reasoning": ""}  # what was told of a stored step before this is all of it
         calls = set(stored_calls) | self._stored_calls
         last = max((at for at, seen in enumerate(parts) if seen.call_id in calls), default=-1)
         kept = parts[last + 1 :]

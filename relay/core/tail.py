@@ -151,7 +151,7 @@ class ChatTail:
         self._upstream_status: str | None = None  # last one observed on this connection
         self._queue = PromptQueue(resume.queue, resume.queue_max, resume.left)
         self._armed = False  # a live prompt came while the queue was empty: an empty queue_update now means an edit
-        # Of the newest assistant message seen. Not all of it: an idle chat keeps this for hours.
+        # Of the newest assistant message since the last prompt. Not all of it: an idle chat keeps this for hours.
         self._newest_text: str | None = None
         self._asked_for: list[JsonObject] = []  # its calls that want a `tool` message
         self._history_version: int | None = resume.revision
@@ -454,8 +454,8 @@ class ChatTail:
             for seen in parts:
                 self._telling.previews(self._live.part(seen))
             return
-        if not parts or self._upstream_status in IDLE or self._upstream_status == "pending":
-            return  # of a run that is over: the messages tell it better
+        if self._upstream_status in IDLE or self._upstream_status == "pending":
+            parts = []  # of a run that is over: the messages tell it better
         stored = self._turn.calls if self._turn else frozenset[str]()
         self._telling.previews(self._live.snapshot(parts, stored_calls=stored, newest_text=self._newest_text))
 
@@ -570,7 +570,7 @@ class ChatTail:
         self._telling.message(message)
 
     def _note_newest(self, message: Message) -> None:
-        if message.role == "assistant" and not message.compaction:
+        if message.role == "assistant" and not message.compaction and message.id > (self._turn_id or 0):
             self._newest_text = message.text
             calls = message.calls
             self._asked_for = [part for part in message.parts if part.get("tool_call_id") in calls] if calls else []
@@ -735,6 +735,7 @@ class ChatTail:
         self._turn_revision = self._history_version
         self._turn = Turn(message.id)
         self._turn_id = message.id
+        self._newest_text, self._asked_for = None, []
         self._idle_seen = False
         self._error, self._failed = None, False
         self._telling.turn_began()

@@ -469,12 +469,32 @@ def test_text_of_the_stored_step_repeated_by_a_snapshot() -> None:
     assert told(events, "preview") == []
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_text_like_the_answer_to_the_prompt_before_is_of_this_turn(known: bool) -> None:
+    history = [msg(user(1)), msg(assistant(2, "All done")), msg(user(3))]
+    tail = Tail()
+    if known:
+        tail.connect(status("running"), *history)
+        tail.tail.disconnected()
+    events = tail.connect(status("running"), text("All ", "done"), *history, after=0)
+    assert told(events, "preview") == ["text 0+0 All", "text 0+4 done"]
+
+
 def test_a_step_that_says_the_same_as_the_stored_one_is_not_lost() -> None:
     """What was told of it shows that it is a step of its own."""
     stored = [msg(user(1)), msg(assistant(2, "Again.", call("c"))), msg(tool(3, "c"))]
     tail = running()
     tail.feed(text("Again."), live(whole("c"), result("c")), stored, text("Aga"))
     assert told(tail.reconnect(status("running"), text("Again."), stored), "preview") == ["text 1+3 in."]
+
+
+@pytest.mark.parametrize("joined_as", ["running", "pending"])
+def test_who_joins_between_two_steps_hears_all_of_the_next_one(joined_as: str) -> None:
+    """It begins with the words of the stored one, of which this connection has told nothing: none of them is late."""
+    tail = Tail()
+    tail.connect(status(joined_as), msg(user(1)), msg(assistant(2, "Again", call("c"))), msg(tool(3, "c")))
+    tail.feed(status("running"), text("Aga"), text("in", ", now"))
+    assert told(tail.all, "preview") == ["text 0+0 Aga", "text 0+3 in", "text 0+5 , now"]
 
 
 def test_parts_of_an_idle_chat_are_stale() -> None:
