@@ -7,7 +7,14 @@ import asyncio
 import inspect
 import sqlite3
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from datetime import datetime, timedelta
 from typing import Self, TypeVar, cast
 
@@ -32,6 +39,7 @@ _SQLITE = ("sqlite+aiosqlite", "sqlite")
 _ADVISORY_LOCK = 0x52454C4159  # any number, the same in every process: one migrates at a time
 _BUSY_TIMEOUT_MILLISECONDS = 100  # within SQLite, where a cancelled task waits for its end
 _BUSY_PAUSE_SECONDS = 0.02
+_GOODBYE_SECONDS = 0.5  # to have PostgreSQL cancel what it still does for a connection, and to close that
 _PATIENCE_OF_SERVER = 2  # operations' time that PostgreSQL waits for the next word within a transaction
 
 
@@ -298,12 +306,26 @@ async def _finished(work: Coroutine[object, object, T]) -> T:
 # --- engines -------------------------------------------------------------------------------------------------------
 
 
+class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no type hints
+    """One that fell silent is closed all the same, and soon.
+
+    SQLAlchemy would wait for its last word: 2 s after its user was cancelled, who may have a lease to renew on another
+    connection, and without end when the pool is closed.
+    """
+
+    async def close(self, **_: object) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GOODBYE_SECONDS):
+                await super().close()  # aborts it when cancelled
+
+
 def _postgres_engine(settings: DatabaseSettings) -> AsyncEngine:
     url = settings.parsed
     query = {"sslmode" if name == "ssl" else name: value for name, value in url.query.items()}
     arguments: dict[str, object] = {
         # asyncpg reads the URL itself, to understand all that libpq does.
         "dsn": url.set(drivername="postgresql", query=query).render_as_string(hide_password=False),
+        "connection_class": _Connection,
     }
     if "application_name" not in query:
         arguments["server_settings"] = {"application_name": "coder-chat-relay"}

@@ -6,6 +6,7 @@ import random
 import socket
 import sqlite3
 import sys
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -27,6 +28,7 @@ from relay.adapters.store import open_store
 from relay.core.errors import CorruptState, RelayError, Unavailable, WrongSettings
 from relay.core.events import ChatRef
 from relay.ports import Clock
+from tests.adapters.broker import Proxy
 from tests.adapters.test_claims import CHAT, CHILD, claimed, first_save, working
 
 HEAD = "0004"
@@ -453,6 +455,36 @@ async def test_a_port_that_accepts_and_stays_silent_is_unavailable(
         with pytest.raises(Unavailable, match="did not answer in time"):
             async with asyncio.timeout(10), open_store(impatient(there), clock):
                 pass
+
+
+async def ask(database: Database) -> None:
+    async with database.writing() as connection:
+        await connection.execute(text("SELECT 1"))
+
+
+@pytest.fixture
+async def proxy(postgres_settings: DatabaseSettings) -> AsyncIterator[Proxy]:
+    async with Proxy.to(postgres_settings.url.get_secret_value()) as proxy:
+        yield proxy
+
+
+async def test_a_connection_that_fell_silent_costs_hardly_more_than_the_time_it_was_given(
+    proxy: Proxy, clock: Clock
+) -> None:
+    """Who has a lease to renew needs the rest of it for another connection."""
+    async with Database(DatabaseSettings(url=proxy.url), clock) as database:
+        await ask(database)
+        assert proxy.swallow() == 1
+        async with asyncio.timeout(1.5):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(ask(database), timeout=0.1)
+        await ask(database)
+
+
+async def test_a_connection_that_fell_silent_does_not_hold_up_the_end(proxy: Proxy, clock: Clock) -> None:
+    async with asyncio.timeout(10), Database(DatabaseSettings(url=proxy.url), clock) as database:
+        await ask(database)
+        assert proxy.swallow() == 1
 
 
 # --- SQLite --------------------------------------------------------------------------------------------------------
