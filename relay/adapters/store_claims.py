@@ -225,6 +225,11 @@ class SqlClaims:
         rows = {(row.deployment, row.chat_id): row for row in await connection.execute(found)}
         missing = {wish.key: wish.chat for wish in wishes if wish.key not in rows}
         if missing:
+            # What others have locked is there: an INSERT would wait for them, and they perhaps for a row locked here.
+            there = select(claims.c.deployment, claims.c.chat_id).where(_chat_key.in_(missing))
+            for deployment, chat_id in await connection.execute(there):
+                del missing[deployment, chat_id]
+        if missing:
             # `clean` is True for a chat nobody ever followed. From the first claim on it says how the last follower
             # ended, so that one that died before its first save is not taken for one that never was.
             fresh = {"session": 0, "seen": "", "clean": True}

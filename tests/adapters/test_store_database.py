@@ -29,7 +29,7 @@ from relay.core.errors import CorruptState, RelayError, Unavailable, WrongSettin
 from relay.core.events import ChatRef
 from relay.ports import Clock
 from tests.adapters.broker import Proxy
-from tests.adapters.test_claims import CHAT, CHILD, claimed, first_save, working
+from tests.adapters.test_claims import CHAT, CHILD, OTHER, claimed, first_save, working
 
 HEAD = "0004"
 
@@ -485,6 +485,19 @@ async def test_a_connection_that_fell_silent_does_not_hold_up_the_end(proxy: Pro
     async with asyncio.timeout(10), Database(DatabaseSettings(url=proxy.url), clock) as database:
         await ask(database)
         assert proxy.swallow() == 1
+
+
+async def test_who_claims_chats_waits_for_no_row_that_another_changes(
+    postgres_settings: DatabaseSettings, clock: Clock
+) -> None:
+    """The other may wait for a row that was just locked here."""
+    async with open_store(postgres_settings, clock) as store, Database(postgres_settings, clock) as behind:
+        await claimed(store)
+        async with behind.writing() as connection:
+            await connection.execute(text("UPDATE claims SET seen = 'x'"))
+            async with asyncio.timeout(5):
+                answers = await asyncio.gather(*(store.claim(chat, "a") for chat in (CHILD, CHAT, OTHER)))
+        assert [claim and claim.chat for claim in answers] == [CHILD, None, OTHER]
 
 
 # --- SQLite --------------------------------------------------------------------------------------------------------
