@@ -97,12 +97,14 @@ class Discovery:
         self._found = found
         self._report = report
         self._seen: dict[UUID, str] = {}  # digests of rows that were worked off, as far as this worker knows
+        self._unclaimed: dict[UUID, _Row] = {}  # at rest, of chats that nobody ever claimed, as far as it knows
         self._asked_up_to: UUID | None = None  # the last known chat that was looked for in the lists
         self.state = DiscoveryState()
 
     def worked_off(self, chat_id: UUID, seen: str) -> None:
         """The chat was let go at a row with this digest: another one is news."""
         self._seen[chat_id] = seen
+        self._unclaimed.pop(chat_id, None)
 
     async def sweep(self) -> None:
         """Read the list again and again.
@@ -133,6 +135,7 @@ class Discovery:
             CHATS.set(len(listed))
             await self._look_for_the_missing(listed)
         await self._read(self._added_rows(listed), listed)
+        await self._look_at_the_unclaimed(listed)
 
     async def _added_rows(self, listed: Collection[UUID]) -> AsyncGenerator[JsonObject, None]:
         """Chats that were added by hand and that no list has, with those of their subagents."""
@@ -159,7 +162,7 @@ class Discovery:
                         yield child
 
     async def _read(self, rows: AsyncGenerator[JsonObject, None], listed: set[UUID]) -> None:
-        """Tell of every row that may mean news. A row is kept no longer than that takes."""
+        """Tell of every row that may mean news. What is kept of it is kept until somebody has claimed its chat."""
         differing: list[_Row] = []
         async with aclosing(rows):
             async for row in rows:
@@ -173,7 +176,8 @@ class Discovery:
                 if busy:
                     self._found(Sighting(chat, digest))
                 else:
-                    differing.append(_Row(chat, digest, bool(row.get("archived"))))
+                    self._unclaimed[chat_id] = _Row(chat, digest, bool(row.get("archived")))
+                    differing.append(self._unclaimed[chat_id])
                 if len(differing) == _AT_ONCE:
                     await self._compare(differing)
                     differing = []
@@ -186,11 +190,22 @@ class Discovery:
         asked = [row.chat.chat_id for row in differing]
         stored = {r.chat.chat_id: r.seen for r in await self._claims.records_of(self._upstream.deployment, asked)}
         for row in differing:
-            seen = stored.get(row.chat.chat_id)
-            if seen == row.digest or (seen is None and row.archived and not self._settings.follow_archived):
-                self._seen[row.chat.chat_id] = row.digest
+            chat_id = row.chat.chat_id
+            seen = stored.get(chat_id)
+            unwanted = seen is None and row.archived and not self._settings.follow_archived
+            if seen is not None or unwanted:
+                self._unclaimed.pop(chat_id, None)
+            if seen == row.digest or unwanted:
+                self._seen[chat_id] = row.digest
             else:
                 self._found(Sighting(row.chat, row.digest, at_rest=True))
+
+    async def _look_at_the_unclaimed(self, listed: Collection[UUID]) -> None:
+        """Tell again of chats whose rows this sweep did not bring: cost reports tell of a chat once, and the sweep may
+        have failed then, or the worker that was to claim it stopped."""
+        left = [row for chat_id, row in self._unclaimed.items() if chat_id not in listed]
+        for place in range(0, len(left), _AT_ONCE):
+            await self._compare(left[place : place + _AT_ONCE])
 
     async def _look_for_the_missing(self, listed: Collection[UUID]) -> None:
         """Ask for known chats that are in no list: whether they are there still.

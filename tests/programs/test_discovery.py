@@ -4,6 +4,7 @@ import asyncio
 import gc
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,12 +16,16 @@ from aiohttp import web
 
 from relay.adapters.clock import SystemClock
 from relay.adapters.coder import CoderSettings, CoderUpstream, open_upstream
+from relay.adapters.coder_accounts import CoderAccounts, open_accounts
+from relay.adapters.memory_claims import MemoryClaims
+from relay.core.claims import Peer
+from relay.ports import Claims, Upstream
 from relay.programs.discovery import Discovery, DiscoverySettings, Sighting
 from relay.programs.follow import row_digest
 from tests.adapters.scripted_server import upstream_of
 from tests.extent import as_many
 from tests.programs.test_worker import TALK, archive, chats_of, idle
-from tests.programs.world import World, counted, until, while_running
+from tests.programs.world import World, counted, until, upstream_settings, while_running
 
 MANY = as_many(quick=10_000, long=50_000)
 OFTEN: dict[str, Any] = {"archived_sweep_every": 1}
@@ -89,6 +94,62 @@ async def test_a_known_chat_that_no_list_has_but_the_server_is_looked_at_when_it
         await world.owner.send(chat, TALK)
         await world.owner.wait_idle(chat)
         await world.until_equal(chat)
+
+
+# --- what the cost reports tell once ---------------------------------------------------------------------------------
+
+
+class Found:
+    """How often each chat was told of, by a discovery without a worker."""
+
+    def __init__(self, upstream: Upstream, claims: Claims, **settings: Any) -> None:
+        self.times: Counter[UUID] = Counter()
+        self.discovery = Discovery(
+            upstream=upstream,
+            claims=claims,
+            clock=SystemClock(),
+            settings=DiscoverySettings(**{"sweep_seconds": 0.1, **settings}),
+            found=lambda sighting: self.times.update([sighting.chat.chat_id]),
+            report=lambda ok, reason: None,
+        )
+
+
+@asynccontextmanager
+async def an_administrator(world: World) -> AsyncIterator[CoderAccounts]:
+    """Finds the chats of ann in the cost reports."""
+    async with open_accounts(upstream_settings(world.simulator, "admin", administrator=True)) as upstream:
+        yield upstream
+
+
+async def test_what_was_read_while_the_database_was_away_is_told_when_it_is_back(world: World) -> None:
+    chats = await chats_of(world, 3)
+    await idle(world, chats)
+    claims = MemoryClaims(SystemClock())
+    claims.down = True
+    failed = counted("relay_discovery_sweeps_total", outcome="failed")
+    async with an_administrator(world) as upstream:
+        found = Found(upstream, claims)
+        async with while_running(found.discovery.sweep()):
+            await until(lambda: counted("relay_discovery_sweeps_total", outcome="failed") >= failed + 2)
+            claims.down = False
+            await until(lambda: found.times.keys() == set(chats))
+
+
+async def test_a_chat_is_told_of_until_somebody_has_claimed_it(world: World) -> None:
+    """The worker that is to claim it may stop before it does."""
+    chats = claimed, left = await chats_of(world, 2)
+    await idle(world, chats)
+    claims = MemoryClaims(SystemClock())
+    async with an_administrator(world) as upstream:
+        found = Found(upstream, claims)
+        async with while_running(found.discovery.sweep()):
+            await until(lambda: all(found.times[chat] >= 3 for chat in chats))
+            await claims.enlist(Peer("other", None, 0.0, 1), upstream.deployment, lease_seconds=600.0)
+            assert await claims.claim(await world.ref(claimed), "other")
+            await sweeps(found, 2)
+            told = found.times.copy()
+            await until(lambda: found.times[left] >= told[left] + 3)
+    assert found.times[claimed] == told[claimed]
 
 
 # --- archived chats --------------------------------------------------------------------------------------------------
