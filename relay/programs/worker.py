@@ -359,7 +359,12 @@ class Worker:
     async def _look_at_deferred(self) -> None:
         while due := list(self._deferred.due(self._clock.monotonic(), _CLAIMS_AT_ONCE)):
             by_id = {sighting.chat.chat_id: sighting for sighting in due}
-            records = await self._claims.records_of(self._upstream.deployment, by_id.keys())
+            try:
+                records = await self._claims.records_of(self._upstream.deployment, by_id.keys())
+            except BaseException:  # also when it is cut off: a database that is away may cost the lease
+                for sighting in due:
+                    self._deferred.put(sighting, self._clock.monotonic())
+                raise
             held = {r.chat.chat_id for r in records if r.worker not in (None, self._me.worker)}
             for chat_id in by_id.keys() - held - self._running.keys():
                 self._queue(by_id[chat_id])

@@ -404,6 +404,32 @@ async def test_a_chat_that_is_held_without_knowing_is_followed_all_the_same(
         assert not store.calls
 
 
+@pytest.mark.parametrize("over", [False, True], ids=["the lease lasts", "the lease ends"])
+async def test_a_chat_that_waits_for_another_worker_is_followed_when_the_database_is_back(
+    world: World, claims: MemoryClaims, over: bool
+) -> None:
+    (chat,) = await chats_of(world, 1, ENDLESS)
+    sighting = Sighting(await world.ref(chat))
+    world.simulator.faults.add("answer", status=503, path="*/watch")
+    world.simulator.faults.add("answer", status=503, path="/api/experimental/chats")
+    renewing = HeldUp(claims, hold=("renew",))
+    store = HeldUp(renewing, hold=("records_of",))
+    async with working(world, "a", claims=store, lease_seconds=1.0 if over else 600.0) as worker:
+        await until(lambda: worker.state.peers)
+        lease = worker.status()["worker"]
+        if over:
+            renewing.hold()
+            store.hold()
+        else:
+            claims.down = True
+        worker._deferred.put(sighting, 0.0)
+        await until(lambda: store.asked and (worker.status()["worker"] != lease) is over)
+        renewing.let_go()
+        store.let_go()
+        claims.down = False
+        await until(lambda: worker.state.followed == {chat})
+
+
 # --- many chats ----------------------------------------------------------------------------------------------------
 
 
