@@ -129,6 +129,8 @@ class Discovery:
 
     async def _sweep(self, *, archived: bool) -> None:
         listed: set[UUID] = set()
+        if archived:
+            self._seen.clear()  # another worker may have set chats back since: the database knows
         await self._read(self._upstream.list_chats(archived=False), listed)
         if archived:
             await self._read(self._upstream.list_chats(archived=True), listed)

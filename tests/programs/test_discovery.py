@@ -21,7 +21,7 @@ from relay.adapters.memory_claims import MemoryClaims
 from relay.core.claims import Peer
 from relay.ports import Claims, Upstream
 from relay.programs.discovery import Discovery, DiscoverySettings, Sighting
-from relay.programs.follow import row_digest
+from relay.programs.follow import GONE, row_digest
 from tests.adapters.scripted_server import upstream_of
 from tests.extent import as_many
 from tests.programs.test_worker import TALK, archive, chats_of, idle
@@ -150,6 +150,24 @@ async def test_a_chat_is_told_of_until_somebody_has_claimed_it(world: World) -> 
             told = found.times.copy()
             await until(lambda: found.times[left] >= told[left] + 3)
     assert found.times[claimed] == told[claimed]
+
+
+# --- what other workers know ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seen", [GONE, ""], ids=["taken for gone", "refused"])
+async def test_a_chat_that_another_worker_set_back_is_told_of_though_its_row_is_the_same(
+    world: World, seen: str
+) -> None:
+    (chat,) = await followed_once(world, 1)
+    found = Found(world.upstream, world.store, archived_sweep_every=2)
+    async with while_running(found.discovery.sweep()):
+        await sweeps(found, 2)
+        assert not found.times
+        claim = await world.claim(await world.ref(chat))
+        assert claim is not None
+        await world.store.release(claim, None, seen=seen, clean=True)
+        await until(lambda: found.times[chat])
 
 
 # --- archived chats --------------------------------------------------------------------------------------------------
