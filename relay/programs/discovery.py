@@ -150,10 +150,12 @@ class Discovery:
             try:
                 row = await self._upstream.chat(added.chat_id)
             except ChatGone:
-                await self._added.set_gone(deployment, added.chat_id)
-                for record in await self._claims.records_of(deployment, [added.chat_id]):
-                    if record.seen != GONE:
-                        self._found(Sighting(record.chat))  # its follower finds the same, and tells
+                records = await self._claims.records_of(deployment, [added.chat_id])
+                untold = [record.chat for record in records if record.seen != GONE]
+                for chat in untold:
+                    self._found(Sighting(chat))  # its follower finds the same, and tells
+                if not untold:  # not before: no sweep looks at it after that
+                    await self._added.set_gone(deployment, added.chat_id)
             except ChatRefused as exc:
                 log.info("chat_refused", chat_id=str(added.chat_id), reason=str(exc))
             else:

@@ -19,7 +19,7 @@ from relay.adapters.coder import CoderSettings, CoderUpstream, open_upstream
 from relay.adapters.coder_accounts import CoderAccounts, open_accounts
 from relay.adapters.memory_claims import MemoryClaims
 from relay.core.claims import Peer
-from relay.ports import Claims, Upstream
+from relay.ports import Added, Claims, Upstream
 from relay.programs.discovery import Discovery, DiscoverySettings, Sighting
 from relay.programs.follow import GONE, row_digest
 from tests.adapters.scripted_server import upstream_of
@@ -45,6 +45,22 @@ async def sweeps(worker: Any, number: int) -> None:
     """Wait for so many more whole sweeps."""
     before = worker.discovery.state.sweeps
     await until(lambda: worker.discovery.state.sweeps >= before + number)
+
+
+class Found:
+    """How often each chat was told of, by a discovery without a worker."""
+
+    def __init__(self, upstream: Upstream, claims: Claims, added: Added | None = None, **settings: Any) -> None:
+        self.times: Counter[UUID] = Counter()
+        self.discovery = Discovery(
+            upstream=upstream,
+            claims=claims,
+            added=added,
+            clock=SystemClock(),
+            settings=DiscoverySettings(**{"sweep_seconds": 0.1, **settings}),
+            found=lambda sighting: self.times.update([sighting.chat.chat_id]),
+            report=lambda ok, reason: None,
+        )
 
 
 # --- chats that vanished ---------------------------------------------------------------------------------------------
@@ -76,6 +92,26 @@ async def test_a_sweep_asks_for_some_of_the_missing_and_the_next_ones_go_on(worl
     assert counted("relay_source_http_requests_total", endpoint="chat", code="404") == before > asked
 
 
+async def test_a_chat_added_by_hand_is_set_down_as_gone_when_that_was_told(world: World) -> None:
+    """Until then the worker that is about to tell it may stop: the others have to look as well."""
+    (chat,) = await followed_once(world, 1)
+    ref = await world.ref(chat)
+    await world.store.add(ref.deployment, chat)
+    claim = await world.claim(ref)
+    assert claim is not None
+    world.simulator.database.delete_chat(world.simulator.database.chats[chat])
+    found = Found(world.upstream, world.store, added=world.store)
+    async with while_running(found.discovery.sweep()):
+        await until(lambda: found.times[chat] >= 3)
+        assert [each.gone_at for each in await world.store.added(ref.deployment)] == [None]
+        await world.store.release(claim, None, seen=GONE, clean=True)
+        await sweeps(found, 2)
+        told = found.times[chat]
+        await sweeps(found, 2)
+    assert found.times[chat] == told
+    assert [each.gone_at is None for each in await world.store.added(ref.deployment)] == [False]
+
+
 async def test_with_another_users_token_no_chat_is_taken_for_gone(world: World) -> None:
     (chat,) = await followed_once(world, 1)
     bob = CoderSettings.model_validate({"url": world.simulator.url, "token": world.simulator.users["bob"].token})
@@ -97,21 +133,6 @@ async def test_a_known_chat_that_no_list_has_but_the_server_is_looked_at_when_it
 
 
 # --- what the cost reports tell once ---------------------------------------------------------------------------------
-
-
-class Found:
-    """How often each chat was told of, by a discovery without a worker."""
-
-    def __init__(self, upstream: Upstream, claims: Claims, **settings: Any) -> None:
-        self.times: Counter[UUID] = Counter()
-        self.discovery = Discovery(
-            upstream=upstream,
-            claims=claims,
-            clock=SystemClock(),
-            settings=DiscoverySettings(**{"sweep_seconds": 0.1, **settings}),
-            found=lambda sighting: self.times.update([sighting.chat.chat_id]),
-            report=lambda ok, reason: None,
-        )
 
 
 @asynccontextmanager
