@@ -93,6 +93,7 @@ class EpisodeText:
 
     def stored(self, message: Message) -> list[Told]:
         """An assistant message: the step in progress has ended, and this is what it was."""
+        self._void_attempt = 0
         if message.compaction:
             return []
         step = self._step
@@ -105,7 +106,6 @@ class EpisodeText:
             if not (message.text.startswith(step.text("text")) and step.text("reasoning") in message.reasoning):
                 told.append(Reset(step.number, "gap"))
             self._step_of_call.update(dict.fromkeys(message.calls, step.number))
-        self._void_attempt = 0
         return told
 
     def retry(self, attempt: int, *, known: bool = False) -> list[Told]:
@@ -120,6 +120,10 @@ class EpisodeText:
         version, newest = self._episode
         self._over = max(self._over, (version, attempt if known else max(attempt, newest)))
         return self._void("retry") if self._episode <= self._over else []
+
+    def turn_began(self) -> None:
+        """A retry before it was of another run, perhaps of one without a prompt."""
+        self._void_attempt = 0
 
     def superseded(self) -> list[Told]:
         """The turn is over: a step that has no message by now will never have one."""

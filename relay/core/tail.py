@@ -739,6 +739,8 @@ class ChatTail:
         self._idle_seen = False
         self._error, self._failed = None, False
         self._telling.turn_began()
+        if isinstance(self._live, EpisodeText):
+            self._live.turn_began()
         self._early.clear()
 
     def _close_turn(self) -> None:

@@ -253,6 +253,25 @@ def test_an_attempt_that_said_nothing_at_all_does_not_void_the_next_step() -> No
     assert previews(tail) == ["text 0+0 b"]
 
 
+def test_a_retry_of_a_compaction_does_not_void_the_next_step() -> None:
+    tail = running()
+    tail.feed(retry(1))
+    tail.feed(*(msg(raw) for raw in compaction(2)), PREVIEW_RESET)
+    tail.feed(words((4, 1), 1, "b"))
+    assert previews(tail) == ["text 0+0 b"]
+
+
+def test_a_retry_of_a_run_without_a_prompt_does_not_void_the_next_turn() -> None:
+    tail = Tail()
+    tail.connect(msg(user(1)), msg(assistant(2, "a")), status("waiting"), PREVIEW_RESET)
+    tail.feed(status("running"), PREVIEW_RESET)
+    tail.feed(retry(1))
+    tail.feed(status("error"), error("boom"))
+    tail.feed(msg(user(5)), status("running"), PREVIEW_RESET)
+    tail.feed(words((9, 1), 1, "b"))
+    assert previews(tail) == ["text 0+0 b"]
+
+
 def test_a_retry_voids_the_newest_attempt_whatever_its_number() -> None:
     """The server counts retries from 1; a restart of it is an attempt more."""
     tail = running()
