@@ -1,6 +1,7 @@
 """Live text: what is told of parts that come early, late, twice, or never."""
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
@@ -381,6 +382,24 @@ def test_the_repetition_may_be_cut_into_other_pieces() -> None:
     assert told(tail.reconnect(status("running"), text("t", "he relay fol", "lows"), msg(user(1))), "preview") == [
         "text 0+9  fol",
         "text 0+13 lows",
+    ]
+
+
+@given(st.text("ab", max_size=30), st.lists(st.integers(0, 30)), st.lists(st.integers(0, 30)), st.integers(0, 30))
+def test_however_the_repetition_is_cut_each_letter_is_told_once(
+    said: str, cuts: list[int], other_cuts: list[int], heard: int
+) -> None:
+    def pieces(upto: int, at: list[int]) -> list[Json]:
+        ends = sorted({0, upto, *(cut for cut in at if cut < upto)})
+        return text(*(said[begin:end] for begin, end in pairwise(ends)))
+
+    tail = running()
+    tail.feed(*pieces(min(heard, len(said)), cuts))
+    tail.reconnect(status("running"), *pieces(len(said), other_cuts), msg(user(1)))
+    fragments = [data_of(one) for one in tail.all if one.event == "preview"]
+    assert "".join(one["part"]["text"] for one in fragments) == said
+    assert [one["offset"] for one in fragments] == [
+        sum(len(one["part"]["text"]) for one in fragments[:at]) for at in range(len(fragments))
     ]
 
 
