@@ -344,7 +344,7 @@ def delta_of(seen: PartSeen) -> tuple[str, str | None]:
     if seen.kind in ("text", "reasoning"):
         return text_of(seen.part, "text"), seen.kind
     delta = seen.part.get("args_delta")
-    if seen.kind == "tool-call" and isinstance(delta, str) and "args" not in seen.part:
+    if seen.kind == "tool-call" and isinstance(delta, str) and seen.part.get("args") is None:
         return delta, f"args:{seen.call_id}"
     return "", None
 
@@ -442,7 +442,7 @@ def _merged(before: Event, event: Event) -> Event | None:
     same = (before.chat, before.session) == (event.chat, event.session)
     same = same and first["step"] == second["step"] and first["role"] == second["role"]
     same = same and {**one, name: ""} == {**two, name: ""} and first["offset"] + len(head) == second["offset"]
-    if not same or "args" in one:
+    if not same or one.get("args") is not None:
         return None
     data: PreviewData = {**first, "part": {**one, name: head + tail}}
     return replace(before, data=data)

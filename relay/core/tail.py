@@ -573,7 +573,9 @@ class ChatTail:
         if message.role == "assistant" and not message.compaction and message.id > (self._turn_id or 0):
             self._newest_text = message.text
             calls = message.calls
-            self._asked_for = [part for part in message.parts if part.get("tool_call_id") in calls] if calls else []
+            self._asked_for = [
+                part for part in message.parts if isinstance(id_ := part.get("tool_call_id"), str) and id_ in calls
+            ]
 
     def _take_part(self, seen: PartSeen) -> None:
         if isinstance(self._live, EpisodeText):

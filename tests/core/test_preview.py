@@ -98,6 +98,15 @@ def test_fragments_of_arguments_and_then_the_whole() -> None:
     assert data_of(tail.all[-1])["role"] == "tool"
 
 
+def test_arguments_that_are_null_are_not_the_whole() -> None:
+    """A key says nothing: parts carry keys without a value."""
+    tail = running()
+    tail.feed(live(call("c", args=None, args_delta='{"x"'), call("c", args=None, args_delta=":1}"), whole("c")))
+    assert told(tail.all, "preview") == ['tool-call 0+0 {"x"', "tool-call 0+4 :1}", "tool-call 0+7 c"]
+    joined = coalesce(one for one in tail.all if one.event == "preview")
+    assert told(joined) == ['tool-call 0+0 {"x":1}', "tool-call 0+7 c"]
+
+
 def test_whole_parts_are_counted_by_kind() -> None:
     tail = running()
     tail.feed(live(part("source", url="u1"), part("source", url="u2"), part("file", media_type="x")))

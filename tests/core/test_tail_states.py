@@ -408,6 +408,14 @@ def test_who_joins_a_waiting_chat_of_an_older_server_learns_what_it_waits_for() 
     assert same.id == required.id
 
 
+@pytest.mark.parametrize("id_", [{"a": 1}, [1], 7])
+def test_a_call_whose_id_is_no_text_asks_for_nothing(id_: object) -> None:
+    tail = Tail()
+    asked = {**call("c", args={}), "tool_call_id": id_}
+    events = tail.connect(status("requires_action"), msg(user(1)), msg(assistant(2, "", asked)))
+    assert told(events) == ["message 1", "message 2", "status requires_action"]
+
+
 def test_an_action_too_long_to_be_told_is_found_by_the_timer() -> None:
     tail = Tail()
     tail.connect(status("running"), msg(user(1)))
