@@ -460,8 +460,14 @@ class Worker:
             await self._dials.wait(urgent=True)
         except BaseException:
             if not self._lease.over:
-                await self._claims.release(claim, None, seen=None, clean=claim.resume.clean)
+                await self._give_back(claim, clean=claim.resume.clean)
             raise
+
+    async def _give_back(self, claim: Claim, *, clean: bool) -> None:
+        """On the way out, so that the next follower need not wait. Once the lease is over it need not anyway."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._lease.left):
+                await self._claims.release(claim, None, seen=None, clean=clean)
 
     async def _follow_claimed(self, claim: Claim, running: _Running) -> None:
         chat_id = claim.chat.chat_id
@@ -485,12 +491,12 @@ class Worker:
             log.warning("claim_lost", chat_id=str(chat_id), session=claim.session)
             return
         except BaseException:
-            # Cancelled, or the token was refused: give the chat back, so that the next follower need not wait.
+            # Cancelled, or the token was refused.
             if lease.over:
                 LOST.inc()  # and not another word
             else:
                 await follower.finish()
-                await self._claims.release(claim, None, seen=None, clean=follower.clean)
+                await self._give_back(claim, clean=follower.clean)
             raise
         if end.why is Ended.LEFT:
             await self._claims.release(claim, None, seen=None, clean=end.clean)

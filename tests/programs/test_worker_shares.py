@@ -348,6 +348,30 @@ async def test_who_is_stopped_while_it_learns_that_its_lease_is_lost_stops(world
         await asyncio.wait([running])
 
 
+async def test_a_stop_waits_for_a_store_that_takes_no_chat_back_no_longer_than_the_lease(
+    world: World, claims: MemoryClaims
+) -> None:
+    """After it they are free anyway."""
+    chats = [await world.ref(chat) for chat in await chats_of(world, 2, ENDLESS)]
+    await claims.enlist(Peer("gone", None, 0.0, 2), chats[0].deployment, lease_seconds=600.0)
+    assert all([await claims.claim(chat, "gone") for chat in chats])
+    await claims.resign("gone")
+    store = HeldUp(claims, hold=("release",))
+    # One connects. The other is adopted, and waits for its turn.
+    worker = a_worker(world, "a", claims=store, lease_seconds=3.0, dials_per_second=0.01)
+    running = asyncio.create_task(worker.run())
+    try:
+        await until(lambda: worker.state.followed and worker.status()["streams"] == 2)
+        store.hold()
+        running.cancel()
+        await until(running.done)
+        assert store.asked == 2
+    finally:
+        store.let_go()
+        running.cancel()
+        await asyncio.wait([running])
+
+
 async def test_a_slow_database_loses_no_lease_needlessly(world: World, claims: MemoryClaims) -> None:
     """One renewal hangs for ever: the next one is in time."""
     (chat,) = await chats_of(world, 1, ENDLESS)
