@@ -254,8 +254,8 @@ class Claims(Protocol):
     async def enlist(self, peer: Peer, deployment: str, *, lease_seconds: float) -> None:
         """Begin a lease. `peer.worker` is an id that no worker ever had, `peer.accounts` whose chats it can read."""
 
-    async def renew(self, worker: str, *, lease_seconds: float, load: float, free: int) -> Sequence[Peer] | None:
-        """Extend the lease and tell the others how much there is to do here.
+    async def renew(self, peer: Peer, *, lease_seconds: float) -> Sequence[Peer] | None:
+        """Extend the lease and tell the others how much there is to do here, and whose chats can be read by now.
 
         Returns all workers of the deployment whose leases are live, this one included; None when its own ran out.
         """

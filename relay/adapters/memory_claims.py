@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from uuid import UUID
 
 import msgspec
@@ -42,17 +42,16 @@ class MemoryClaims:
             raise ValueError(f"there is a worker {peer.worker} already")
         self._workers[peer.worker] = deployment, peer, self._clock.monotonic() + lease_seconds
 
-    async def renew(self, worker: str, *, lease_seconds: float, load: float, free: int) -> Sequence[Peer] | None:
+    async def renew(self, peer: Peer, *, lease_seconds: float) -> Sequence[Peer] | None:
         await self._reach()
-        if not self._live(worker):
+        if not self._live(peer.worker):
             return None
-        deployment, peer, _ = self._workers[worker]
-        told = replace(peer, load=load, free=free)
-        self._workers[worker] = deployment, told, self._clock.monotonic() + lease_seconds
+        deployment, _, _ = self._workers[peer.worker]
+        self._workers[peer.worker] = deployment, peer, self._clock.monotonic() + lease_seconds
         return [
             each
             for name, (where, each, _) in sorted(self._workers.items())
-            if where == deployment and (self._live(name) or name == worker)
+            if where == deployment and (self._live(name) or name == peer.worker)
         ]
 
     async def resign(self, worker: str) -> None:

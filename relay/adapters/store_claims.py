@@ -95,35 +95,41 @@ class SqlClaims:
     # --- leases -------------------------------------------------------------------------------------------------------
 
     async def enlist(self, peer: Peer, deployment: str, *, lease_seconds: float) -> None:
-        row = {
-            "worker": peer.worker,
-            "deployment": deployment,
+        row = {"worker": peer.worker, "deployment": deployment, **self._told(peer, lease_seconds)}
+        async with self._db.writing() as connection:
+            await connection.execute(delete(workers).where(workers.c.lease_until <= self._db.now()))
+            await connection.execute(self._db.insert(workers).values(row))
+        self._look_as(peer, deployment)
+
+    async def renew(self, peer: Peer, *, lease_seconds: float) -> Sequence[Peer] | None:
+        # The lease begins anew when the row is written: that it may have run out while this waited for the row does not
+        # matter, because PostgreSQL looks at the condition again then.
+        mine = workers.c.worker == peer.worker
+        extended = update(workers).where(mine, self._lives()).values(self._told(peer, lease_seconds))
+        async with self._db.writing() as connection:
+            deployment = (await connection.execute(extended.returning(workers.c.deployment))).scalar_one_or_none()
+            if deployment is None:
+                self._orphans.pop(peer.worker, None)
+                return None
+            others = select(workers).where(workers.c.deployment == deployment)
+            living = others.where(self._lives() | mine).order_by(workers.c.worker)
+            peers = [_peer(row) for row in await connection.execute(living)]
+        self._look_as(peer, deployment)
+        return peers
+
+    def _told(self, peer: Peer, lease_seconds: float) -> dict[str, object]:
+        return {
             "accounts": encode_json(None if peer.accounts is None else sorted(str(each) for each in peer.accounts)),
             "lease_until": self._db.now(plus_seconds=lease_seconds),
             "load": peer.load,
             "free": peer.free,
         }
-        async with self._db.writing() as connection:
-            await connection.execute(delete(workers).where(workers.c.lease_until <= self._db.now()))
-            await connection.execute(self._db.insert(workers).values(row))
-        # Asked every second for ever: made once, and one statement.
+
+    def _look_as(self, peer: Peer, deployment: str) -> None:
+        """Make what `orphans` asks every second: one statement, and not made anew each time."""
         living = exists().where(workers.c.worker == peer.worker, self._lives())
         counted = select(func.count()).select_from(claims).where(self._orphaned(peer, deployment), living)
         self._orphans[peer.worker] = counted
-
-    async def renew(self, worker: str, *, lease_seconds: float, load: float, free: int) -> Sequence[Peer] | None:
-        # The lease begins anew when the row is written: that it may have run out while this waited for the row does not
-        # matter, because PostgreSQL looks at the condition again then.
-        told = {"lease_until": self._db.now(plus_seconds=lease_seconds), "load": load, "free": free}
-        extended = update(workers).where(workers.c.worker == worker, self._lives()).values(told)
-        async with self._db.writing() as connection:
-            deployment = (await connection.execute(extended.returning(workers.c.deployment))).scalar_one_or_none()
-            if deployment is None:
-                self._orphans.pop(worker, None)
-                return None
-            others = select(workers).where(workers.c.deployment == deployment)
-            living = others.where(self._lives() | (workers.c.worker == worker)).order_by(workers.c.worker)
-            return [_peer(row) for row in await connection.execute(living)]
 
     async def resign(self, worker: str) -> None:
         self._orphans.pop(worker, None)

@@ -10,7 +10,7 @@ import asyncio
 import secrets
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 import structlog
@@ -50,7 +50,7 @@ for _how in ("adopted", "given"):
 
 _RENEWALS = 3  # in the time of one lease
 _CLAIMS_AT_ONCE = 50
-_HOLDINGS_LEASES = 2  # between looks for chats that are held and not followed
+_SELDOM_LEASES = 2  # between looks for chats that are held and not followed, and at whose chats can be read
 _GIVING_PAUSE = 3  # renewals until what others have taken is known here
 
 
@@ -259,9 +259,7 @@ class Worker:
             load = self._load()
             try:
                 async with asyncio.timeout(min(self._lease.left, seconds / _RENEWALS)):
-                    peers = await self._claims.renew(
-                        self._me.worker, lease_seconds=seconds, load=load, free=max(0, self._room())
-                    )
+                    peers = await self._claims.renew(self._as_it_is(load), lease_seconds=seconds)
             except (Unavailable, TimeoutError) as exc:
                 if not told:
                     log.warning("renewal_failed", reason=str(exc) or "no answer in time")
@@ -299,9 +297,13 @@ class Worker:
 
     def _companions(self, load: float) -> list[Peer]:
         """Those that can take over what this worker has, and it from them; itself as it is now."""
-        me = Peer(self._me.worker, self._me.accounts, load, max(0, self._room()))
+        me = self._as_it_is(load)
         others = [p for p in self.state.peers if p.accounts == me.accounts and p.worker != me.worker]
         return [*others, me]
+
+    def _as_it_is(self, load: float) -> Peer:
+        """This worker now."""
+        return replace(self._me, load=load, free=max(0, self._room()))
 
     def _give_up_some(self) -> None:
         """Let others have what is too much here."""
@@ -327,19 +329,20 @@ class Worker:
     async def _adopt_for_ever(self) -> None:
         """Look for chats that lost their follower, and for those that another worker should have claimed."""
         hungry = 0  # looks in a row that found some
-        asked = self._clock.monotonic()  # when it was last compared what is held and what is followed
+        asked = self._clock.monotonic()  # when it last looked at what changes seldom
         while True:
             await self._clock.sleep(self._settings.look_seconds)
             try:
                 await self._look_at_deferred()
-                if self._clock.monotonic() - asked >= _HOLDINGS_LEASES * self._settings.lease_seconds:
-                    asked = self._clock.monotonic()
-                    await self._look_at_holdings()
                 orphans = await self._claims.orphans(self._me.worker)
                 hungry = hungry + 1 if orphans else 0
                 # What nobody took at the first look goes to whoever has room.
                 fair = to_adopt(self._me.worker, self._companions(self._load()), orphans)
                 await self._adopt(min(self._room(), fair if hungry < 3 else orphans))
+                if self._clock.monotonic() - asked >= _SELDOM_LEASES * self._settings.lease_seconds:
+                    asked = self._clock.monotonic()
+                    await self._look_at_holdings()
+                    await self._look_at_accounts()  # last: Coder may let it wait
             except Unavailable as exc:
                 log.warning("looking_failed", reason=str(exc))
 
@@ -374,6 +377,10 @@ class Worker:
         for chat in await self._claims.holdings(self._me.worker):
             if chat.chat_id not in self._running:
                 self._deferred.put(Sighting(chat), self._clock.monotonic())
+
+    async def _look_at_accounts(self) -> None:
+        """See whose chats can be read by now: a token may have been accepted, or refused. The next renewal tells it."""
+        self._me = replace(self._me, accounts=_readable(await self._upstream.accounts()))
 
     # --- followers ----------------------------------------------------------------------------------------------------
 

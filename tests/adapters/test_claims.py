@@ -54,9 +54,9 @@ async def working(
     store: Claims, worker: str, *, lease_seconds: float = LONG, accounts: Iterable[UUID] | None = None
 ) -> None:
     """See that the worker has a lease of so many seconds from now."""
-    if await store.renew(worker, lease_seconds=lease_seconds, load=0, free=1) is None:
-        readable = None if accounts is None else frozenset(accounts)
-        await store.enlist(Peer(worker, readable, 0.0, 1), SITE, lease_seconds=lease_seconds)
+    peer = Peer(worker, None if accounts is None else frozenset(accounts), 0.0, 1)
+    if await store.renew(peer, lease_seconds=lease_seconds) is None:
+        await store.enlist(peer, SITE, lease_seconds=lease_seconds)
 
 
 async def claimed(store: Claims, worker: str = "a", chat: ChatRef = CHAT) -> Claim:
@@ -204,8 +204,8 @@ async def test_renewing_one_lease_keeps_all_claims_of_the_worker(store: Claims) 
 async def test_a_lease_that_ran_out_is_not_revived(store: Claims) -> None:
     await working(store, "a")
     old = await claimed(store, "a")
-    assert await store.renew("a", lease_seconds=0, load=1, free=1) is not None
-    assert await store.renew("a", lease_seconds=LONG, load=1, free=1) is None
+    assert await store.renew(Peer("a", None, 1.0, 1), lease_seconds=0) is not None
+    assert await store.renew(Peer("a", None, 1.0, 1), lease_seconds=LONG) is None
     assert [record.worker for record in await store.records(SITE)] == [None]
     with pytest.raises(LostClaim):
         await store.claim(CHILD, "a")
@@ -227,7 +227,7 @@ async def test_a_worker_can_ask_what_it_holds(store: Claims) -> None:
 async def test_a_worker_that_never_enlisted_claims_nothing(store: Claims) -> None:
     with pytest.raises(LostClaim, match="nobody"):
         await store.claim(CHAT, "nobody")
-    assert await store.renew("nobody", lease_seconds=LONG, load=0, free=0) is None
+    assert await store.renew(Peer("nobody", None, 0.0, 0), lease_seconds=LONG) is None
 
 
 async def test_a_worker_that_resigns_gives_all_up_at_once(store: Claims) -> None:
@@ -247,9 +247,10 @@ async def test_workers_of_a_deployment_know_each_other(store: Claims) -> None:
     await store.enlist(b, SITE, lease_seconds=LONG)
     await store.enlist(Peer("c", None, 3.0, 7), ELSEWHERE.deployment, lease_seconds=LONG)
     await store.enlist(Peer("d", None, 3.0, 7), SITE, lease_seconds=0)
-    assert await store.renew("b", lease_seconds=LONG, load=9.5, free=0) == [a, replace(b, load=9.5, free=0)]
+    busier = replace(b, load=9.5, free=0)
+    assert await store.renew(busier, lease_seconds=LONG) == [a, busier]
     await store.resign("b")
-    assert await store.renew("a", lease_seconds=LONG, load=1.0, free=5) == [a]
+    assert await store.renew(a, lease_seconds=LONG) == [a]
 
 
 async def test_rows_of_dead_workers_are_cleaned_up(sql_store: SqlStore, behind: Database) -> None:
@@ -390,6 +391,18 @@ async def test_a_worker_adopts_only_chats_that_it_can_read(store: Claims) -> Non
     assert [await store.orphans(worker) for worker in ("bobs", "both")] == [1, 2]
     assert [claim.chat for claim in await store.adopt("bobs", limit=9)] == [OTHER]
     assert [claim.chat for claim in await store.adopt("both", limit=9)] == [CHAT]
+
+
+async def test_a_worker_tells_with_each_renewal_whose_chats_it_can_read(store: Claims) -> None:
+    """Its tokens may be accepted, or refused, at any time."""
+    await working(store, "b", accounts=[BOB])
+    await claimed(store, "a", CHAT)
+    await store.resign("a")
+    assert await store.orphans("b") == 0
+    both = Peer("b", frozenset({ALICE, BOB}), 0.0, 1)
+    assert await store.renew(both, lease_seconds=LONG) == [both]
+    assert await store.orphans("b") == 1
+    assert [claim.chat for claim in await store.adopt("b", limit=9)] == [CHAT]
 
 
 async def test_of_many_workers_at_once_each_orphan_goes_to_one(store: Claims) -> None:

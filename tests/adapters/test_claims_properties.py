@@ -131,12 +131,13 @@ async def step(  # noqa: PLR0912  # a branch per call
                 model.leases[worker] = model.now + lease
         case ("renew", str(name), float(lease)):
             worker = model.names[name]
-            peers = await store.renew(worker, lease_seconds=lease, load=float(number), free=number)
+            told = Peer(worker, None, float(number), number)
+            peers = await store.renew(told, lease_seconds=lease)
             assert (peers is not None) is model.live(worker)
             if peers is not None:
                 model.leases[worker] = model.now + lease
                 assert [peer.worker for peer in peers] == sorted(filter(model.live, model.leases))
-                assert Peer(worker, None, float(number), number) in peers
+                assert told in peers
         case ("resign", str(name)):
             worker = model.names[name]
             await store.resign(worker)

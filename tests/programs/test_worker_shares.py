@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from random import Random
 from typing import Any
 from uuid import UUID
@@ -10,7 +11,8 @@ from uuid import UUID
 import pytest
 
 from relay.adapters.clock import SystemClock
-from relay.adapters.coder import CoderUpstream
+from relay.adapters.coder import CoderSettings, CoderUpstream
+from relay.adapters.coder_accounts import open_accounts
 from relay.adapters.memory_claims import MemoryClaims
 from relay.core.claims import Peer
 from relay.core.errors import Unavailable
@@ -452,6 +454,34 @@ async def test_a_chat_that_waits_for_another_worker_is_followed_when_the_databas
         store.let_go()
         claims.down = False
         await until(lambda: worker.state.followed == {chat})
+
+
+async def test_chats_of_an_account_that_is_accepted_late_are_adopted_as_the_others_are(
+    world: World, claims: MemoryClaims, tmp_path: Path
+) -> None:
+    (chat,) = await chats_of(world, 1, ENDLESS)
+    ref, users = await world.ref(chat), world.simulator.users
+    await claims.enlist(Peer("dead", None, 0.0, 1), ref.deployment, lease_seconds=600.0)
+    assert await claims.claim(ref, "dead")
+    world.simulator.faults.add("answer", status=503, path="*/watch")
+    world.simulator.faults.add("answer", status=503, path="/api/experimental/chats")
+    file = tmp_path / "token"
+    file.write_text(users["ann"].token[::-1])
+    accounts = [{"name": "ann", "token_file": str(file)}, {"name": "bob", "token": users["bob"].token}]
+    settings = {"url": world.simulator.url, "accounts": accounts, "refused_seconds": 0.2}
+    async with (
+        open_accounts(CoderSettings.model_validate(settings)) as upstream,
+        working(world, "a", claims=claims, upstream=upstream, lease_seconds=1.0) as worker,
+    ):
+
+        def known_to_read() -> set[UUID]:
+            return {owner for peer in worker.state.peers for owner in peer.accounts or ()}
+
+        await until(lambda: known_to_read() == {users["bob"].id})
+        await claims.resign("dead")
+        file.write_text(users["ann"].token)
+        await until(lambda: worker.state.followed == {chat})
+        await until(lambda: known_to_read() == {users["ann"].id, users["bob"].id})
 
 
 # --- many chats ----------------------------------------------------------------------------------------------------
