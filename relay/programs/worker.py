@@ -342,7 +342,7 @@ class Worker:
                 if self._clock.monotonic() - asked >= _SELDOM_LEASES * self._settings.lease_seconds:
                     asked = self._clock.monotonic()
                     await self._look_at_holdings()
-                    await self._look_at_accounts()  # last: Coder may let it wait
+                    await self._look_at_accounts()
             except Unavailable as exc:
                 log.warning("looking_failed", reason=str(exc))
 
@@ -380,7 +380,9 @@ class Worker:
 
     async def _look_at_accounts(self) -> None:
         """See whose chats can be read by now: a token may have been accepted, or refused. The next renewal tells it."""
-        self._me = replace(self._me, accounts=_readable(await self._upstream.accounts()))
+        with suppress(TimeoutError):  # Coder may let it wait, and orphans must not
+            async with asyncio.timeout(self._settings.look_seconds):
+                self._me = replace(self._me, accounts=_readable(await self._upstream.accounts()))
 
     # --- followers ----------------------------------------------------------------------------------------------------
 

@@ -148,6 +148,7 @@ def main(words: Sequence[str]) -> int:
         signal.raise_signal(signal.SIGINT)  # which the loop turns into an end in order: servers must not outlive us
 
     signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
     try:
         results = asyncio.run(campaign(chosen))
     except KeyboardInterrupt:
