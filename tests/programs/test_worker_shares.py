@@ -132,6 +132,12 @@ async def working(world: World, name: str, **changed: Any) -> AsyncIterator[Work
         yield worker
 
 
+def standstill() -> Callable[[], bool]:
+    """Whether a worker has lost its chats since, as on a machine that is too busy to renew leases of a second."""
+    before = counted("relay_leases_lost_total")
+    return lambda: counted("relay_leases_lost_total") > before
+
+
 def of_heirs(world: World, chat: UUID) -> list[Event]:
     return [event for event in world.bus.published if event.chat.chat_id == chat and event.session > 1]
 
@@ -145,6 +151,7 @@ def claims() -> MemoryClaims:
 
 
 async def test_three_workers_share_and_a_fourth_gets_its_part(world: World, claims: MemoryClaims) -> None:
+    stood_still = standstill()
     async with (
         working(world, "a", claims=claims, lease_seconds=1.5) as a,
         working(world, "b", claims=claims, lease_seconds=1.5) as b,
@@ -157,11 +164,6 @@ async def test_three_workers_share_and_a_fourth_gets_its_part(world: World, clai
 
         await until(spread(a, b))
         given = counted("relay_chats_moved_total", how="given")
-        leases = [w.status()["worker"] for w in (a, b)]
-
-        def stood_still() -> bool:
-            return leases != [w.status()["worker"] for w in (a, b)]
-
         async with working(world, "c", claims=claims, lease_seconds=1.5) as c:
             # Shares are even to within what is too little to move chats for: two, of the six that each should have.
             await until(
@@ -179,43 +181,41 @@ async def test_three_workers_share_and_a_fourth_gets_its_part(world: World, clai
 
 
 async def test_chats_that_wait_for_the_broker_stay_where_they_are(world: World, claims: MemoryClaims) -> None:
+    stood_still = standstill()
     async with working(world, "a", claims=claims, lease_seconds=1.5) as a:
         chats = set(await chats_of(world, 8, ENDLESS))
         await until(lambda: a.state.followed == chats and len(world.bus.published) > 100)
         world.bus.down = True
-        lease = a.status()["worker"]
         await asyncio.sleep(1.3)  # each has had something to say for a second by then
         given = counted("relay_chats_moved_total", how="given")
         async with working(world, "b", claims=claims, lease_seconds=1.5) as b:
             await until(lambda: len(a.state.peers) == 2)
             await asyncio.sleep(3.5)  # shares are looked at once a lease
-            assert counted("relay_chats_moved_total", how="given") == given or lease != a.status()["worker"]
+            assert counted("relay_chats_moved_total", how="given") == given or stood_still()
             world.bus.down = False
             await until(lambda: len(b.state.followed) >= 3)
-        stood_still = lease != a.status()["worker"]
-    assert stood_still or not [event for event in world.bus.published if event.event == "history"]
+    assert stood_still() or not [event for event in world.bus.published if event.event == "history"]
 
 
 async def test_chats_that_are_given_up_as_the_broker_goes_away_are_stated_once(
     world: World, claims: MemoryClaims, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They leave when it is back: an heir cannot know whether what was on its way has arrived."""
+    stood_still = standstill()
     monkeypatch.setattr(follow, "_HELD_UP_SECONDS", 3600.0)  # as if it had gone this moment
     monkeypatch.setattr(follow, "_FINISH_SECONDS", 0.2)
     async with working(world, "a", claims=claims, lease_seconds=1.5) as a:
         chats = set(await chats_of(world, 8, ENDLESS))
         await until(lambda: a.state.followed == chats and len(world.bus.published) > 100)
         given = counted("relay_chats_moved_total", how="given")
-        lease = a.status()["worker"]
         world.bus.down = True
         async with working(world, "b", claims=claims, lease_seconds=1.5) as b:
             await until(lambda: counted("relay_chats_moved_total", how="given") > given)
             await asyncio.sleep(1.0)
-            assert a.state.followed == chats or lease != a.status()["worker"]
+            assert a.state.followed == chats or stood_still()
             world.bus.down = False
             await until(lambda: len(b.state.followed) >= 3)
-        stood_still = lease != a.status()["worker"]
-    assert stood_still or not [event for event in world.bus.published if event.event == "history"]
+    assert stood_still() or not [event for event in world.bus.published if event.event == "history"]
 
 
 async def test_a_worker_alone_takes_what_another_has_no_room_for(world: World, claims: MemoryClaims) -> None:
