@@ -398,12 +398,14 @@ class Follower:
                 if reconnect is not None:
                     return reconnect  # what waits behind it comes again
         self._stirred = self._stirred or any(event.origin is Origin.LIVE for event in whole.events)
-        if len(frames) >= self._settings.shed_frames:
+        if behind := len(frames) >= self._settings.shed_frames:
             kept = shed(whole.events, whole.ended)
             DROPPED.labels("ended").inc(len(whole.events) - len(kept))
             whole.events = kept
+        reconnect = await self._send(whole)
+        if behind:
             self._muting.mute(whole.ended)  # results of tools may still come
-        return await self._send(whole)
+        return reconnect
 
     async def _discover(self) -> None:
         """Read the chat itself, if there is news of it, and tell what changed."""

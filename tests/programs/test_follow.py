@@ -306,6 +306,41 @@ async def test_a_message_that_fits_no_frame_still_arrives(world: World) -> None:
     assert max(len(str(message)) for message in fold(world.told(chat)).values()) > 300_000
 
 
+async def test_under_load_each_step_is_seen_before_its_message(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of the next step may overtake that message: who saw nothing of this step takes it for the next one's."""
+    publish = world.bus.publish
+
+    async def slow(events: Sequence[Event]) -> None:
+        await asyncio.sleep(0.01)
+        await publish(events)
+
+    monkeypatch.setattr(world.bus, "publish", slow)
+    claim = await world.claim(chat_ref(1))
+    assert claim is not None
+    server = HotServer(steps=30)
+    follower = Follower(
+        claim,
+        upstream=cast(Upstream, server),
+        bus=world.bus,
+        claims=world.store,
+        clock=SystemClock(),
+        settings=FollowSettings(settle_seconds=60, linger_seconds=60, shed_frames=1),
+    )
+    left_out = counted("relay_previews_dropped_total", reason="ended")
+    async with while_running(follower.run()):
+        await until(lambda: follower.tail.settling and follower.clean)
+    assert counted("relay_previews_dropped_total", reason="ended") > left_out
+    seen: set[object] = set()
+    messages = 0
+    for event in world.bus.published:
+        if event.event == "preview":
+            seen.add(dict(event.data)["step"])
+        elif (event.event, event.detail) == ("message", "assistant"):
+            assert messages in seen
+            messages += 1
+    assert messages == server.steps
+
+
 async def test_an_event_too_large_for_the_broker_waits_until_it_takes_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
