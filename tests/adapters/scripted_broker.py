@@ -52,11 +52,8 @@ class ScriptedBroker:
     def url(self) -> URL:
         return self._url
 
-    def send(self, frame: FrameTypes, channel: int = 0, *, up_to: int | None = None) -> bytes:
-        """Send a frame, or its beginning; what is left of it."""
-        raw = pamqp.frame.marshal(frame, channel)
-        self.send_bytes(raw[:up_to])
-        return raw[len(raw[:up_to]) :]
+    def send(self, frame: FrameTypes, channel: int = 0) -> None:
+        self.send_bytes(pamqp.frame.marshal(frame, channel))
 
     def send_bytes(self, raw: bytes) -> None:
         assert self._writer is not None
