@@ -177,10 +177,11 @@ class SqlClaims:
             return [chat_ref(row) for row in await connection.execute(query)]
 
     async def orphans(self, worker: str) -> int:
-        if worker not in self._orphans:
+        counted = self._orphans.get(worker)  # before the wait, in which the worker may lose its lease
+        if counted is None:
             return 0
         async with self._db.statement() as connection:
-            return (await connection.execute(self._orphans[worker])).scalar_one()
+            return (await connection.execute(counted)).scalar_one()
 
     async def adopt(self, worker: str, *, limit: int) -> Sequence[Claim]:
         async with self._db.writing() as connection:

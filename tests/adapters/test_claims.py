@@ -405,6 +405,15 @@ async def test_a_worker_tells_with_each_renewal_whose_chats_it_can_read(store: C
     assert [claim.chat for claim in await store.adopt("b", limit=9)] == [CHAT]
 
 
+async def test_who_leaves_during_a_look_has_no_orphans(store: Claims) -> None:
+    await claimed(store, "a")
+    await working(store, "b")
+    look = asyncio.create_task(store.orphans("b"))
+    await asyncio.sleep(0)  # it waits for a connection
+    await store.resign("b")
+    assert await look == 0
+
+
 async def test_of_many_workers_at_once_each_orphan_goes_to_one(store: Claims) -> None:
     chats = [ChatRef(SITE, UUID(int=1000 + number), ALICE, ALICE) for number in range(40)]
     await asyncio.gather(*[claimed(store, "a", chat) for chat in chats[:1]])

@@ -29,7 +29,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 async def world(empty_database: Path, tmp_path: Path) -> AsyncIterator[World]:
     shutil.copy(empty_database, tmp_path / "relay.db")
-    database = DatabaseSettings(url=f"sqlite:///{tmp_path}/relay.db", operation_timeout_seconds=1.0)
+    database = DatabaseSettings(url=f"sqlite:///{tmp_path}/relay.db", operation_timeout_seconds=5.0)
     async with (
         Simulator(SimulatorConfig(seed=5, speed=SPEED, rate_limit=0, poll_ms=200)) as simulator,
         open_store(database, SystemClock(), migrate=False) as store,
