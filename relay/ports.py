@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from enum import Enum, auto
-from typing import Protocol
+from typing import Protocol, Self
 from uuid import UUID
 
 from relay.core.claims import Peer
@@ -85,6 +85,17 @@ class Retention:
     auto_archive_days: int | None = None  # without activity, after which a chat is archived
 
 
+class Frames(Protocol):
+    """Text frames of a socket as they come."""
+
+    def __aiter__(self) -> Self: ...
+
+    async def __anext__(self) -> str: ...
+
+    def at_hand(self) -> list[str]:
+        """Those behind the last one that are there already: nobody needs to wait for them, nor to be woken up."""
+
+
 class Upstream(Protocol):
     """One Coder server, as one account or several see it.
 
@@ -114,7 +125,7 @@ class Upstream(Protocol):
 
     def stream(
         self, chat_id: UUID, *, after_id: int, after_revision: int | None = None
-    ) -> AbstractAsyncContextManager[AsyncIterator[str]]:
+    ) -> AbstractAsyncContextManager[Frames]:
         """Text frames of the chat's stream as they come, beginning with what the chat is now.
 
         Args:

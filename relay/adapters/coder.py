@@ -24,6 +24,7 @@ from relay.adapters.coder_answers import (
     user_budget,
     with_children,
 )
+from relay.adapters.coder_frames import SocketFrames
 from relay.adapters.coder_link import TOKEN_HEADER, USER_AGENT, Body, CoderLink, CoderSettings, open_link
 from relay.adapters.coder_paths import About, ChatsApi
 from relay.adapters.coder_read_marks import ReadMarks
@@ -43,7 +44,7 @@ from relay.core.dialect import (
 )
 from relay.core.errors import ChatGone, ChatRefused, RelayError, Unavailable
 from relay.core.events import JsonObject
-from relay.ports import Account, Budget, MessagePage, ModelPrice, Retention
+from relay.ports import Account, Budget, Frames, MessagePage, ModelPrice, Retention
 
 __all__ = ["TOKEN_HEADER", "USER_AGENT", "CoderSettings", "CoderUpstream", "open_upstream"]
 
@@ -364,9 +365,7 @@ class CoderUpstream:
     # streams
 
     @asynccontextmanager
-    async def stream(
-        self, chat_id: UUID, *, after_id: int, after_revision: int | None = None
-    ) -> AsyncIterator[AsyncIterator[str]]:
+    async def stream(self, chat_id: UUID, *, after_id: int, after_revision: int | None = None) -> AsyncIterator[Frames]:
         query = {"after_id": str(after_id)}
         if after_revision is not None:
             query["after_revision"] = str(after_revision)
@@ -387,7 +386,7 @@ class CoderUpstream:
         return self._open("/watch", {}, about=About.ACCOUNT)
 
     @asynccontextmanager
-    async def _open(self, below: str, query: dict[str, str], *, about: About) -> AsyncIterator[AsyncIterator[str]]:
+    async def _open(self, below: str, query: dict[str, str], *, about: About) -> AsyncIterator[SocketFrames]:
         connection = await self._api.dial(below, query, about=about)
         of_chat = about is About.CHAT
         if isinstance(connection, Answer):
@@ -400,12 +399,11 @@ class CoderUpstream:
 
         request = connection.request
         path = request.path.partition("?")[0] if request else below
-        frames = self._link.frames(connection, f"GET {path}", look)
+        slow = self._link.slow_seconds
         try:
-            yield frames
+            yield SocketFrames(connection, f"GET {path}", look, slow_seconds=slow)
         finally:
             try:
-                await frames.aclose()
                 await connection.close()
             finally:
                 connection.transport.abort()  # who is cancelled while saying goodbye leaves no socket behind
@@ -414,12 +412,12 @@ class CoderUpstream:
 class _Wanted:
     """The frames; what is to be done after the first; and whether they broke off before the reader had enough."""
 
-    def __init__(self, frames: AsyncIterator[str], after_first: Callable[[], Awaitable[None]] | None) -> None:
+    def __init__(self, frames: Frames, after_first: Callable[[], Awaitable[None]] | None) -> None:
         self._frames = frames
         self._after_first = after_first
         self.broken = False
 
-    def __aiter__(self) -> AsyncIterator[str]:
+    def __aiter__(self) -> "_Wanted":
         return self
 
     async def __anext__(self) -> str:
@@ -432,3 +430,6 @@ class _Wanted:
             act, self._after_first = self._after_first, None
             await act()
         return frame
+
+    def at_hand(self) -> list[str]:
+        return self._frames.at_hand()

@@ -23,7 +23,7 @@ from relay.core.backoff import backoff
 from relay.core.dialect import Dialect, Evidence
 from relay.core.errors import BadFrame, ChatGone, ChatRefused, Unauthorized, Unavailable
 from relay.core.events import JsonObject
-from relay.ports import Account, Budget, MessagePage, ModelPrice, Retention
+from relay.ports import Account, Budget, Frames, MessagePage, ModelPrice, Retention
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -237,12 +237,10 @@ class CoderAccounts:
         await self._of_chat(chat_id, lambda upstream: upstream.archive_chat(chat_id))
 
     @asynccontextmanager
-    async def stream(
-        self, chat_id: UUID, *, after_id: int, after_revision: int | None = None
-    ) -> AsyncIterator[AsyncIterator[str]]:
+    async def stream(self, chat_id: UUID, *, after_id: int, after_revision: int | None = None) -> AsyncIterator[Frames]:
         async with AsyncExitStack() as stack:
 
-            async def opened(upstream: CoderUpstream) -> AsyncIterator[str]:
+            async def opened(upstream: CoderUpstream) -> Frames:
                 stream = upstream.stream(chat_id, after_id=after_id, after_revision=after_revision)
                 return await stack.enter_async_context(stream)
 

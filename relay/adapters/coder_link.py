@@ -6,7 +6,6 @@ What is asked and what answers mean is decided elsewhere; here every call ends i
 import asyncio
 import codecs
 import logging
-import math
 import re
 import ssl
 import time
@@ -32,13 +31,12 @@ from pydantic import (
     TypeAdapter,
     model_validator,
 )
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus, WebSocketException
-from websockets.frames import CloseCode
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidMessage, InvalidStatus, WebSocketException
 
 from relay.adapters.coder_answers import Answer
 from relay.adapters.coder_socket import Pulse, WatchedSocket
-from relay.core.errors import BadFrame, RelayError, StreamEnded, Unauthorized, Unavailable, WrongSettings
+from relay.core.errors import Unauthorized, Unavailable, WrongSettings
 
 log = structlog.get_logger(__name__)
 
@@ -154,7 +152,6 @@ _OUTCOMES = (
     "network_error",
     "protocol_error",
 )
-_END_REASONS = ("server_close", "ping_timeout", "network_error", "protocol_error", "too_slow")
 
 HTTP_REQUESTS = Counter(
     "relay_source_http_requests_total",
@@ -173,13 +170,6 @@ CONNECTS = Counter(
     "Attempts to open a stream by outcome. A rise of anything but ok means that chats are not being followed.",
     ["outcome"],
 )
-DISCONNECTS = Counter(
-    "relay_stream_disconnects_total",
-    "Streams that ended though the relay wanted more of them. A rise of server_close is a restart of the server, of "
-    "ping_timeout or network_error a bad link, of too_slow a relay that cannot keep up, of protocol_error a bug or a "
-    "frame over the size limit.",
-    ["reason"],
-)
 
 for _endpoint in _ENDPOINTS:
     HTTP_SECONDS.labels(_endpoint)
@@ -187,8 +177,6 @@ for _endpoint in _ENDPOINTS:
         HTTP_REQUESTS.labels(_endpoint, _code)
 for _outcome in _OUTCOMES:
     CONNECTS.labels(_outcome)
-for _reason in _END_REASONS:
-    DISCONNECTS.labels(_reason)
 
 
 def _code_label(status: int) -> str:
@@ -204,24 +192,9 @@ def _outcome_label(status: int) -> str:
     )
 
 
-def _end_reason(exc: ConnectionClosed, *, slow: bool) -> str:
-    received, sent = exc.rcvd, exc.sent
-    if received is not None and (sent is None or exc.rcvd_then_sent):
-        if received.reason in ("Ping failed", "liveness probe failed"):  # our pong came too late for the server
-            return "too_slow" if slow else "ping_timeout"
-        policy = (CloseCode.PROTOCOL_ERROR, CloseCode.UNSUPPORTED_DATA, CloseCode.INVALID_DATA, 1008, 1009, 1010)
-        return "protocol_error" if received.code in policy else "server_close"
-    if sent is not None and sent.code != CloseCode.INTERNAL_ERROR:
-        return "protocol_error"
-    if slow:
-        return "too_slow"
-    return "network_error" if sent is None else "ping_timeout"
-
-
 # --- the link ------------------------------------------------------------------------------------------------------
 
 _CLOSE_SECONDS = 1.0  # politeness of a socket that is let go; a dead one must not hold up the shutdown
-_SLOW_MEMORY_SECONDS = 60.0  # what a pause in reading led to shows only after the buffers are read
 _PIECE_BYTES = 64 * 2**10  # of a long answer: a few milliseconds of work
 _CALLS_AT_ONCE = 32
 _FRAMES_AHEAD = 4  # read before they are asked for, apart from what came in the same read; each may be of full size
@@ -333,6 +306,11 @@ class CoderLink:
         return self._settings.keep_unread
 
     @property
+    def slow_seconds(self) -> float:
+        """Who takes so long for frames is too slow for the server."""
+        return self._settings.slow_reader_seconds
+
+    @property
     def deployment(self) -> str:
         """The server's URL without a trailing slash."""
         return self._settings.url
@@ -412,19 +390,19 @@ class CoderLink:
 
     # sockets
 
-    async def dial(self, path: str, query: dict[str, str]) -> ClientConnection | Answer:
+    async def dial(self, path: str, query: dict[str, str]) -> WatchedSocket | Answer:
         """Open a WebSocket; the answer of a server that refuses to. Raises as `call`."""
         for token in self._tokens():
             reply = await self._handshake(path, query, token)
-            if isinstance(reply, ClientConnection) or reply.status != 401:
+            if isinstance(reply, WatchedSocket) or reply.status != 401:
                 break
         return reply
 
-    async def _handshake(self, path: str, query: dict[str, str], token: SecretStr) -> ClientConnection | Answer:
+    async def _handshake(self, path: str, query: dict[str, str], token: SecretStr) -> WatchedSocket | Answer:
         call = f"GET {path}"
         url = re.sub("^http", "ws", self.deployment) + path + (f"?{urlencode(query)}" if query else "")
         try:
-            connection = await _Connect(
+            opened = await _Connect(
                 url,
                 additional_headers={TOKEN_HEADER: token.get_secret_value()},
                 user_agent_header=USER_AGENT,
@@ -451,46 +429,9 @@ class CoderLink:
             CONNECTS.labels("network_error" if cut else "protocol_error").inc()
             raise self._no_answer(call, exc) from exc
         CONNECTS.labels("ok").inc()
+        connection = cast(WatchedSocket, opened)
         self._pulse.watch(connection)
         return connection
-
-    async def frames(
-        self, connection: ClientConnection, call: str, look: Callable[[str], bool]
-    ) -> AsyncGenerator[str, None]:
-        """The text frames of a socket, until it ends with an error.
-
-        Args:
-            call: What the errors name.
-            look: Shown each frame before it is handed out, until it returns False: it has seen enough.
-        """
-        last_slow = -math.inf
-        looking = True
-        while True:
-            try:
-                frame = await connection.recv()
-            except ConnectionClosed as exc:
-                slow = time.monotonic() - last_slow < _SLOW_MEMORY_SECONDS
-                raise self._ended(exc, call, slow=slow) from exc
-            if isinstance(frame, bytes):
-                DISCONNECTS.labels("protocol_error").inc()
-                raise BadFrame(f"{call}: a binary frame", reason="schema")
-            looking = looking and look(frame)
-            handed_out = time.monotonic()
-            yield frame
-            del frame  # may be a whole history: an idle chat waits here for hours
-            if time.monotonic() - handed_out >= self._settings.slow_reader_seconds:
-                last_slow = time.monotonic()
-
-    def _ended(self, exc: ConnectionClosed, call: str, *, slow: bool) -> RelayError:
-        reason = _end_reason(exc, slow=slow)
-        DISCONNECTS.labels(reason).inc()
-        ours = exc.sent.code if exc.sent is not None and not exc.rcvd_then_sent else None
-        if ours == CloseCode.MESSAGE_TOO_BIG:
-            limit = self._settings.max_frame_bytes
-            return BadFrame(f"{call}: a frame of more than {limit} bytes", reason="too_large")
-        if ours == CloseCode.INVALID_DATA:
-            return BadFrame(f"{call}: a frame that is not UTF-8", reason="bad_json")
-        return StreamEnded(f"{call}: {reason}: {exc}", reason)
 
     # both
 

@@ -11,16 +11,16 @@ from enum import Enum
 from typing import Generic, TypeVar
 
 import structlog
-from websockets.asyncio.client import ClientConnection
 
 from relay.adapters.coder_answers import NOT_FOUND, Answer, decoded, refusal
 from relay.adapters.coder_link import Body, CoderLink
+from relay.adapters.coder_socket import WatchedSocket
 from relay.core.dialect import Evidence, Prefix
 from relay.core.errors import RelayError
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
-Reply = TypeVar("Reply", Answer, ClientConnection | Answer, Body | Answer)
+Reply = TypeVar("Reply", Answer, WatchedSocket | Answer, Body | Answer)
 
 PATHS: dict[Prefix, str] = {"v2": "/api/v2/chats", "experimental": "/api/experimental/chats"}
 _OTHER: dict[Prefix, Prefix] = {"v2": "experimental", "experimental": "v2"}
@@ -73,7 +73,7 @@ class ChatsApi:
         """As `CoderLink.fetch`, of the list of chats."""
         return await self._ask(lambda path: self._link.fetch(endpoint, path, query), About.ACCOUNT)
 
-    async def dial(self, below: str, query: dict[str, str], *, about: About) -> ClientConnection | Answer:
+    async def dial(self, below: str, query: dict[str, str], *, about: About) -> WatchedSocket | Answer:
         """As `CoderLink.dial`, at the path `below` the API's."""
         return await self._ask(lambda path: self._link.dial(path + below, query), about)
 

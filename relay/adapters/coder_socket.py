@@ -1,51 +1,107 @@
-"""WebSockets that notice that their link is dead."""
+"""WebSockets that notice that their link is dead, and that cost less than the library's own where much is heard."""
 
 import asyncio
 from types import GeneratorType
-from typing import cast
 
 from websockets.asyncio.client import ClientConnection
-from websockets.frames import CloseCode
+from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import State
 
 _LOOKS = 8  # in the time after which a silent socket is pinged
-_PING = 0x89  # first byte of a ping in one piece (RFC 6455, 5.2)
+_TEXT, _PING = 0x81, 0x89  # first byte of a text and of a ping in one piece (RFC 6455, 5.2)
 _LONGEST_PING = 125
+_TWO_BYTES, _EIGHT_BYTES = 126, 127  # the length follows in so many
+_HEADERS_END = b"\r\n\r\n"
+_LONGEST_PART = 65536  # of a text that is kept until the rest of it comes
 
 
 class WatchedSocket(ClientConnection):
-    """A connection that knows when it heard something last."""
+    """A connection that knows when it heard something last.
+
+    Texts and pings in one piece, which are nearly all that a server sends, it reads by itself: the library's parser
+    takes several times as long. Whatever is not plain is the library's, and so is all that follows from a frame.
+    """
 
     heard = 0.0  # by the loop's clock
     pinged = False  # since then
     pulse: "Pulse | None" = None
+    _part = b""  # of a text, from its first byte on
 
     def data_received(self, data: bytes) -> None:
         self.heard = self.loop.time()
         self.pinged = False
-        if data[0] == _PING and self._is_lone_ping(data):
-            self.protocol.send_pong(data[2:])
-            self.send_data()
-        else:
-            super().data_received(data)
+        if self._part:
+            data, self._part = self._part + data, b""
+        elif self.protocol.state is State.CONNECTING and (end := data.find(_HEADERS_END)) >= 0:
+            # What comes with the answer to the handshake is not of it: from the first frame on all is read alike.
+            end += len(_HEADERS_END)
+            super().data_received(data[:end])
+            if not (data := data[end:]):
+                return
+        if (data[0] == _TEXT or data[0] == _PING) and self._is_between_frames():  # no tuple is made
+            data = self._beyond_texts(data)
+            if _is_lone_ping(data):
+                self.protocol.send_pong(data[2:])
+                self.send_data()
+                return
+            if not data:
+                return
+        super().data_received(data)
 
-    def _is_lone_ping(self, data: bytes) -> bool:
-        """A ping, all of it, and nothing else: all that a worker hears of most of its chats.
+    def at_hand(self) -> list[str]:
+        """The texts that came with the one that `recv` gave last, up to whatever else came."""
+        texts: list[str] = []
+        waiting = self.recv_messages.frames.queue
+        while waiting and waiting[0].opcode is Opcode.TEXT and waiting[0].fin:
+            try:
+                texts.append(str(waiting[0].data, "utf-8"))
+            except UnicodeDecodeError:
+                break  # `recv` says so
+            waiting.popleft()
+        self.recv_messages.maybe_resume()
+        return texts
 
-        The library's parser takes longer for it than all the rest of a ping and its pong does. Of anything that is not
-        plain, and of a library that waits for frames in another way, this says no.
-        """
-        if not (2 <= len(data) == 2 + data[1] <= 2 + _LONGEST_PING and self.protocol.state is State.OPEN):
+    def _is_between_frames(self) -> bool:
+        """False in the middle of a frame or of a message in several, and for a library that waits in another way."""
+        if self.protocol.current_size is not None:
             return False
         waits: object = self.protocol.parser  # of the client, for one of frames, for what it reads
         for _ in range(2):
             waits = waits.gi_yieldfrom if isinstance(waits, GeneratorType) else None
-        return isinstance(waits, GeneratorType) and waits.__name__ == "at_eof"  # not in the middle of a frame
+        return isinstance(waits, GeneratorType) and waits.__name__ == "at_eof"
+
+    def _beyond_texts(self, data: bytes) -> bytes:
+        """Take in the texts that data begins with; what comes behind them. A part of one more is kept for later."""
+        place, end, put = 0, len(data), self.recv_messages.put
+        limit = self.protocol.max_message_size or 0
+        while end - place >= 2 and data[place] == _TEXT:
+            size, start = data[place + 1], place + 2  # of one that is masked, which is wrong, too large for any rule
+            if size == _TWO_BYTES:
+                size, start = int.from_bytes(data[start : start + 2], "big"), start + 2
+            elif size == _EIGHT_BYTES:
+                size, start = int.from_bytes(data[start : start + 8], "big"), start + 8
+            elif size > _EIGHT_BYTES:
+                break
+            if size > limit:
+                break
+            if start + size > end:
+                if end - place <= _LONGEST_PART and size <= _LONGEST_PART:
+                    self._part = data[place:]
+                    return b""
+                break
+            place = start + size
+            put(Frame(Opcode.TEXT, data[start:place]))
+        return data[place:]
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.pulse is not None:
             self.pulse.forget(self)
         super().connection_lost(exc)
+
+
+def _is_lone_ping(data: bytes) -> bool:
+    """A ping, all of it, and nothing else: all that a worker hears of most of its chats."""
+    return 2 <= len(data) <= 2 + _LONGEST_PING and data[0] == _PING and len(data) == 2 + data[1]
 
 
 class Pulse:
@@ -65,9 +121,8 @@ class Pulse:
         self._sockets: set[WatchedSocket] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def watch(self, connection: ClientConnection) -> None:
+    def watch(self, socket: WatchedSocket) -> None:
         """From now on until it is closed."""
-        socket = cast(WatchedSocket, connection)
         socket.heard, socket.pulse = socket.loop.time(), self
         self._sockets.add(socket)
         if self._timer is None:

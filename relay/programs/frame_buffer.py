@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from relay.core.errors import StreamEnded
+from relay.ports import Frames
 from relay.programs.pressure import Pressure
 
 
@@ -96,20 +97,22 @@ class FrameBuffer:
     def _ended(self) -> bool:
         return self._reader is not None and self._reader.done()
 
-    async def _fill(self, frames: AsyncIterator[str]) -> None:
+    async def _fill(self, frames: Frames) -> None:
         async for frame in frames:
-            self._waiting.append(frame)
-            self._size += len(frame)
-            self._pressure.wait(len(frame))
-            del frame  # not to be held on to while the next one is waited for
+            some = [frame, *frames.at_hand()]
+            self._waiting += some
+            size = sum(map(len, some))
+            self._size += size
+            self._pressure.wait(size)
+            del frame, some  # not to be held on to while the next ones are waited for
             self._wake()
-            if self._full:
+            while self._full:
                 self._room = asyncio.get_running_loop().create_future()
                 await self._room
                 self._room = None
 
     @asynccontextmanager
-    async def filled_from(self, frames: AsyncIterator[str]) -> AsyncIterator[None]:
+    async def filled_from(self, frames: Frames) -> AsyncIterator[None]:
         """Read the stream while the block runs. What ends the stream is raised by `take`, not here."""
         self._reader = asyncio.create_task(self._fill(frames), name="frames")
         self._reader.add_done_callback(lambda _: self._wake())

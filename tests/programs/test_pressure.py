@@ -8,7 +8,7 @@ from prometheus_client import REGISTRY
 
 from relay.programs.frame_buffer import FrameBuffer
 from relay.programs.pressure import Pressure
-from tests.programs.world import until
+from tests.programs.world import OneByOne, until
 
 
 class Hands:
@@ -69,7 +69,7 @@ async def test_frames_of_all_followers_together_are_bounded() -> None:
 
 
 async def _hold(buffer: FrameBuffer, socket: Socket) -> None:
-    async with buffer.filled_from(socket.frames()):
+    async with buffer.filled_from(OneByOne(socket.frames())):
         await asyncio.Event().wait()
 
 
@@ -82,12 +82,44 @@ async def test_frames_are_handed_out_in_pieces_and_in_order() -> None:
             yield str(number)
         await asyncio.Event().wait()
 
-    async with buffer.filled_from(numbers()):
+    async with buffer.filled_from(OneByOne(numbers())):
         await until(lambda: buffer.backlog == 5)
         assert await buffer.take(1.0, most=2) == ["0", "1"]
         await until(lambda: buffer.backlog == 5)
         assert await buffer.take(1.0, most=64) == ["2", "3", "4", "5", "6"]
         assert await buffer.take(0.01, most=64) is None
+
+
+class ManyAtOnce:
+    """Ten frames each time, and how often they were asked for."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __aiter__(self) -> "ManyAtOnce":
+        return self
+
+    async def __anext__(self) -> str:
+        self.asked += 1
+        return "0"
+
+    def at_hand(self) -> list[str]:
+        return list("123456789")
+
+
+async def test_frames_that_come_together_wait_together_and_no_more_are_read_before_there_is_room() -> None:
+    buffer = FrameBuffer(pressure(characters=10**6), frames=5, characters=10**6)
+    frames = ManyAtOnce()
+    async with buffer.filled_from(frames):
+        await until(lambda: buffer.backlog == 10)
+        for left in (7, 4):
+            assert frames.asked == 1
+            assert len(await buffer.take(1.0, most=3) or ()) == 3
+            assert buffer.backlog == left
+            for _ in range(5):
+                await asyncio.sleep(0)
+        assert (frames.asked, buffer.backlog) == (2, 14)
+        assert await buffer.take(1.0, most=5) == list("67890")
 
 
 def test_previews_have_an_allowance_that_grows_with_time() -> None:

@@ -207,6 +207,22 @@ class World:
             connection.close()  # which rolls back
 
 
+class OneByOne:
+    """`Frames` that come one at a time, however many are there."""
+
+    def __init__(self, frames: AsyncIterator[str]) -> None:
+        self._frames = frames
+
+    def __aiter__(self) -> "OneByOne":
+        return self
+
+    async def __anext__(self) -> str:
+        return await anext(self._frames)
+
+    def at_hand(self) -> list[str]:
+        return []
+
+
 @asynccontextmanager
 async def while_running(work: Awaitable[object]) -> AsyncIterator[asyncio.Task[object]]:
     """Work in the background while the block runs; fails when it ended by itself, with what ended it."""

@@ -11,6 +11,7 @@ from uuid import UUID
 from relay.core.errors import ChatGone, StreamEnded
 from relay.core.events import ChatRef, JsonObject
 from relay.ports import Account, MessagePage
+from tests.programs.world import OneByOne
 
 DEPLOYMENT = "https://hot.example"
 OWNER = UUID(int=2)
@@ -132,14 +133,14 @@ class HotServer:
         return self._open(chat_id, after_id)
 
     @asynccontextmanager
-    async def _open(self, chat: UUID, after_id: int) -> AsyncIterator[AsyncIterator[str]]:
+    async def _open(self, chat: UUID, after_id: int) -> AsyncIterator[OneByOne]:
         self.dialled[chat] += 1
         if self.vanish_when_dialled and ("stream", chat) in self.failures:
             self.chats.remove(chat)
         self._fail("stream", chat)
         self.open += 1
         try:
-            yield self._frames(chat, after_id)
+            yield OneByOne(self._frames(chat, after_id))
         finally:
             self.open -= 1
 
