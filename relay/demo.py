@@ -113,7 +113,7 @@ class Seen:
     lines: dict[str, ChatLine] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     alerts: list[tuple[str, str]] = field(default_factory=list)  # whose, what
-    _ids: set[UUID] = field(default_factory=set)
+    _ids: set[str] = field(default_factory=set)
 
     def take(self, event: Event) -> None:
         """Take in one event; a copy changes nothing."""

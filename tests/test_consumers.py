@@ -8,10 +8,11 @@ import sqlite3
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 from uuid import UUID
+
+from msgspec import structs
 
 from relay.adapters.memory import matches
 from relay.adapters.rabbit import RabbitSettings, open_rabbit
@@ -72,7 +73,7 @@ def sentinel() -> Event:
 def stale(status: Event) -> Event:
     """What a follower that lost its chat long ago says of its status."""
     data = StatusData(status="stale", previous=None)
-    return replace(status, id=event_id(status.chat, "stale"), session=0, position=10_000, data=data)
+    return structs.replace(status, id=event_id(status.chat, "stale"), session=0, position=10_000, data=data)
 
 
 async def test_the_example_counts_nothing_twice_and_loses_nothing(rabbit_vhost: str, tmp_path: Path) -> None:

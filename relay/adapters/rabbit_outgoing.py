@@ -104,25 +104,25 @@ class Sender(Protocol):
 
 def outgoing(event: Event) -> Outgoing:
     """The event as it travels."""
-    name, body = event.named_body()
     durable = not event.transient
     return Outgoing(
-        name,
+        event.id,
         event.event if event.family == "chat" else event.family,
         EXCHANGE,
         event.routing_key,
-        body,
+        event.encode(),
         event.type,
-        _seconds(f"{event.time[:19]}Z" if event.time.endswith("Z") else event.time),
-        persistent=durable,
-        mandatory=durable,
+        _seconds(event.time[:19] if event.time[-1:] == "Z" else event.time),
+        durable,  # persistent
+        durable,  # mandatory
     )
 
 
 @lru_cache(maxsize=256)
 def _seconds(time: str) -> int:
-    """Since 1970. What goes out together mostly happened within the same few seconds."""
-    return int(max(datetime.fromisoformat(time), _EPOCH).timestamp())
+    """Since 1970, of a time in UTC where it says no other. What goes out together mostly happened within a few."""
+    moment = datetime.fromisoformat(time)
+    return int(max(moment.replace(tzinfo=moment.tzinfo or UTC), _EPOCH).timestamp())
 
 
 # --- counted -------------------------------------------------------------------------------------------------------

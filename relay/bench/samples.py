@@ -94,6 +94,6 @@ class Sample:
 def samples(count: int) -> Sequence[Sample]:
     """So many different messages; their bodies have about a kilobyte."""
     return [
-        Sample(str(event.id), event.encode(), event.type, _NOW, int(_NOW.timestamp()), event.event)
+        Sample(event.id, event.encode(), event.type, _NOW, int(_NOW.timestamp()), event.event)
         for event in islice(message_events(), count)
     ]

@@ -36,8 +36,9 @@ class History:
         """It was edited away: whoever still speaks of it is late."""
         if message.id in self._gone:
             return True
-        read = bool(self._read) and any(lowest <= message.id < highest for lowest, highest in self._read)
-        return read and message.id not in self.known
+        if not self._read or message.id in self.known:
+            return False
+        return any(lowest <= message.id < highest for lowest, highest in self._read)
 
     def forget_reads(self) -> None:
         """A new connection shows what there is now."""

@@ -6,8 +6,10 @@ preceded by a reset that takes back what was told before.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
+
+from msgspec import structs
 
 from relay.core.events import Event, JsonObject, PreviewData
 from relay.core.frames import COMPACTION_TOOL, Message, PartSeen, text_of
@@ -140,9 +142,10 @@ class LiveText:
         """An assistant message: the oldest step without one has ended, and this is what it was."""
         if message.compaction:
             return []
-        told: list[Told] = [] if self._steps else self._held_as_new()
+        told: list[Told] = self._held_as_new() if self._held and not self._steps else []
         text, reasoning = "", ""
-        told += self._died_before(message)
+        if self._steps:
+            told += self._died_before(message)
         step = self._ended_by(message)
         if step is not None:
             self.ended.append(step.number)
@@ -151,7 +154,7 @@ class LiveText:
             whole = message.text.startswith(text) and reasoning in message.reasoning
             if not whole:
                 told.append(Reset(step.number, "gap"))
-        self._stored_calls |= {str(p["tool_call_id"]) for p in message.parts if p.get("tool_call_id")}
+        self._stored_calls |= message.call_ids
         self._held.clear()
         self._late = {
             "text": message.text[len(text) :] if message.text.startswith(text) else "",
@@ -445,7 +448,7 @@ def _merged(before: Event, event: Event) -> Event | None:
     if not same or one.get("args") is not None:
         return None
     data: PreviewData = {**first, "part": {**one, name: head + tail}}
-    return replace(before, data=data)
+    return structs.replace(before, data=data)
 
 
 def _preview(event: Event) -> PreviewData:

@@ -46,10 +46,13 @@ class PromptQueue:
 
     def promoted(self, message: Message) -> bool:
         """Whether a user message is a prompt of the queue, or one that just left it."""
-        return message.digest in self.left or any(message.digest == entry.digest for entry in self.entries)
+        if not (self.left or self.entries):
+            return False  # nearly always: no digest is made for it
+        digest = message.digest
+        return digest in self.left or any(digest == entry.digest for entry in self.entries)
 
     def arrived(self, message: Message) -> None:
         """A user message exists: if it left the queue, it is not on its way any more."""
-        if message.digest in self.left:
-            at = self.left.index(message.digest)
+        if self.left and (digest := message.digest) in self.left:
+            at = self.left.index(digest)
             self.left = self.left[:at] + self.left[at + 1 :]

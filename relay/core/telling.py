@@ -7,7 +7,6 @@ id that it had. Facts that upstream repeats (a retry, an error, an action) are t
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Literal
-from uuid import UUID
 
 from relay.core.events import (
     PREVIEW_DETAILS,
@@ -48,6 +47,7 @@ class Telling:
         "_lifecycle_due",
         "_position",
         "_status_told",
+        "_told_at",
         "action_calls",
         "archived",
         "at",
@@ -69,6 +69,7 @@ class Telling:
         self.chat = chat
         self.session = session
         self.at = datetime.fromtimestamp(0, UTC)  # of the input that is being worked off
+        self._told_at = self.at, utc(self.at)  # what time it was last, and as text
         self.origin = Origin.SNAPSHOT
         self.gaps = 0  # steps taken back since the last `take`: upstream lost or changed live parts
         self._events: list[Event] = []
@@ -98,7 +99,7 @@ class Telling:
         """A durable message exists."""
         data: Data = {"message": message.raw, "text": message.text}
         key = event_id(self.chat, "message", message.id)
-        self._emit("message", message.role, data, key, time=to_utc(message.created_at))
+        self._emit("message", message.role, data, key, to_utc(message.created_at))
 
     def history(
         self, ids: Collection[int], gone: Collection[int], reason: HistoryReason, *, after_crash: bool = False
@@ -241,26 +242,31 @@ class Telling:
         event: str,
         detail: str,
         data: Data,
-        key: UUID | None,
-        *,
+        key: str | None,
         time: str | None = None,
+        *,
         origin: Origin | None = None,
     ) -> None:
         self._position += 1
         self._events.append(
             Event(
-                id=key or event_id(self.chat, "preview", self.session, self._position),
-                family="chat",
-                event=event,
-                detail=detail,
-                chat=self.chat,
-                data=data,
-                time=time or utc(self.at),
-                origin=origin or self.origin,
-                session=self.session,
-                position=self._position,
+                key or event_id(self.chat, "preview", self.session, self._position),
+                "chat",
+                event,
+                detail,
+                self.chat,
+                data,
+                time or self._now(),
+                origin or self.origin,
+                self.session,
+                self._position,
             )
         )
+
+    def _now(self) -> str:
+        if self._told_at[0] is not self.at:
+            self._told_at = self.at, utc(self.at)
+        return self._told_at[1]
 
 
 def _before(stamp: str, milliseconds: int) -> str | None:

@@ -53,13 +53,9 @@ class Turn:
     @property
     def usage(self) -> TokenUsage:
         """Sums over its steps; a kind that no step reported is absent."""
-        total: dict[str, int] = {}
-        for line in self._lines.values():
-            usage = line.usage or {}
-            for key in _COUNTS:
-                if isinstance(value := usage.get(key), int):
-                    total[key] = total.get(key, 0) + value
-        return cast(TokenUsage, total)
+        told = [line.usage for line in self._lines.values() if line.usage]
+        counts = {key: [n for usage in told if isinstance(n := usage.get(key), int)] for key in _COUNTS}
+        return cast(TokenUsage, {key: sum(numbers) for key, numbers in counts.items() if numbers})
 
     @property
     def calls(self) -> frozenset[str]:

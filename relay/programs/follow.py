@@ -384,19 +384,18 @@ class Follower:
     async def _take(self, frames: list[str]) -> str | None:
         """Feed frames and publish what comes of them together."""
         self._heard = True
-        whole, at = Batch(), self._clock.now()
+        at, hear = self._clock.now(), self.tail.hear
         for text in frames:
             try:
                 seen = decode_frame(text)
             except BadFrame:
-                await self._send(whole)  # what stood before it
+                await self._send(self.tail.out())  # what stood before it
                 raise
-            whole.join(self.tail.feed(seen, at))
-            if whole.wants is not None or whole.reconnect is not None:
-                reconnect = await self._send(whole)
-                whole, at = Batch(), self._clock.now()
-                if reconnect is not None:
+            if not hear(seen, at):
+                if (reconnect := await self._send(self.tail.out())) is not None:
                     return reconnect  # what waits behind it comes again
+                at = self._clock.now()
+        whole = self.tail.out()
         self._stirred = self._stirred or any(event.origin is Origin.LIVE for event in whole.events)
         if behind := len(frames) >= self._settings.shed_frames:
             kept = shed(whole.events, whole.ended)
@@ -480,9 +479,11 @@ class Follower:
         return reconnect
 
     async def _publish(self, batch: Batch) -> None:
-        joined = coalesce(batch.events)
-        COALESCED.inc(len(batch.events) - len(joined))
-        events = self._fitting(joined)
+        events = batch.events
+        if any(event.transient for event in events):
+            joined = coalesce(events)
+            COALESCED.inc(len(events) - len(joined))
+            events = self._fitting(joined)
         self._count(batch)
         self._in_hand += events
         await self._confirmed()
@@ -493,8 +494,6 @@ class Follower:
 
     def _fitting(self, events: list[Event]) -> list[Event]:
         """Without the previews that are too many for the process."""
-        if not any(event.transient for event in events):
-            return events
         previews = sum(event.transient and event.detail != "reset" for event in events)
         kept = self._muting.sift(events, self._pressure.previews(previews))
         DROPPED.labels("budget").inc(len(events) - len(kept))
@@ -593,15 +592,23 @@ class Follower:
             DECODE_ERRORS.labels("unknown_type").inc()
             self._log.warning("event_type_unknown", type=kind[:64])
         for event in batch.events:
-            match event.event:
-                case "retry":
-                    RETRIES.labels(_kind(event)).inc()
-                case "error" if event.detail == "turn":
-                    CHAT_ERRORS.labels(_kind(event)).inc()
-                case "error":
-                    STREAM_ERRORS.labels(str(dict(event.data)["reason"])).inc()
-                case "history":
-                    EDITS.labels(str(dict(event.data)["reason"])).inc()
+            if event.event in _COUNTED:
+                _count_event(event)
+
+
+_COUNTED = frozenset(("retry", "error", "history"))
+
+
+def _count_event(event: Event) -> None:
+    match event.event:
+        case "retry":
+            RETRIES.labels(_kind(event)).inc()
+        case "error" if event.detail == "turn":
+            CHAT_ERRORS.labels(_kind(event)).inc()
+        case "error":
+            STREAM_ERRORS.labels(str(dict(event.data)["reason"])).inc()
+        case "history":
+            EDITS.labels(str(dict(event.data)["reason"])).inc()
 
 
 def _kind(event: Event) -> str:

@@ -7,11 +7,11 @@ second one.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Literal, cast
 
 import structlog
+from msgspec import structs
 from prometheus_client import Counter
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, field_validator
 
@@ -275,6 +275,6 @@ def unpriced_event(
         "prices": [{"model": charge.model}],
     }
     which = (policy.name, policy.scope, limit.subject, policy.period.value, data["period"]["start"], charge.model)
-    return replace(
+    return structs.replace(
         limit, id=event_id(limit.chat, "unpriced", *which), event="unpriced", data={**data, "evidence": evidence}
     )

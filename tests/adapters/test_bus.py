@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from typing import Protocol, cast
 
 import pytest
+from msgspec import structs
 
 from relay.adapters.memory import MemoryBus
 from relay.adapters.rabbit import RabbitSettings, open_rabbit
@@ -436,7 +436,7 @@ async def test_all_queues_are_there_from_the_start_and_empty(bus: Bus) -> None:
 async def test_events_can_be_told_apart_by_id_when_published_again(bus: Bus) -> None:
     first = message(1)
     await bus.publish([first])
-    await bus.publish([replace(first, session=2)])
+    await bus.publish([structs.replace(first, session=2)])
     async with bus.deliveries(METER, prefetch=2) as deliveries:
         one, two = [decode_event(d.body, d.routing_key) for d in await take(deliveries, 2)]
     assert one.id == two.id

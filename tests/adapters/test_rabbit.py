@@ -4,7 +4,6 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import closing
-from dataclasses import replace
 from itertools import count
 from typing import NoReturn, cast
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -12,6 +11,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import httpx
 import pytest
 from aiormq.abc import DeliveredMessage
+from msgspec import structs
 from prometheus_client import REGISTRY
 from pydantic import ValidationError
 
@@ -143,7 +143,7 @@ async def test_a_queue_deleted_unnoticed_is_missed_once_and_made_anew(
 
 
 async def test_the_log_holds_every_event_previews_too(bus: RabbitBus, administrator: Administrator) -> None:
-    events = [message(1), preview(2), replace(message(3), family="usage", event="charged", detail="user")]
+    events = [message(1), preview(2), structs.replace(message(3), family="usage", event="charged", detail="user")]
     await bus.publish(events)
     assert [m.body for m in await read_stream(administrator, 3)] == [e.encode() for e in events]
 
@@ -286,7 +286,7 @@ def test_a_wrong_url_is_refused_without_repeating_it(url: str) -> None:
 
 @both_ways
 async def test_properties_say_what_the_body_says(bus: RabbitBus, administrator: Administrator) -> None:
-    durable, transient = message(1, "user"), replace(preview(2), time="0001-01-01T00:00:00Z")
+    durable, transient = message(1, "user"), structs.replace(preview(2), time="0001-01-01T00:00:00Z")
     await bus.publish([durable, transient])
     told, live = [m.header.properties for m in await read_stream(administrator, 2)]
     assert told.message_id == str(durable.id)
@@ -399,7 +399,7 @@ async def test_what_is_published_is_counted(bus: RabbitBus) -> None:
         "timed": sample("relay_publish_confirm_duration_seconds_count"),
         "bytes": sample("relay_message_size_bytes_sum"),
     }
-    events = [message(1), message(2), replace(message(3), family="usage", event="charged", detail="user")]
+    events = [message(1), message(2), structs.replace(message(3), family="usage", event="charged", detail="user")]
     await bus.publish(events)
     assert sample("relay_publish_total", outcome="confirmed") == before["confirmed"] + 3
     assert sample("relay_events_published_total", family="message") == before["message"] + 2

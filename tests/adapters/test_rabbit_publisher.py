@@ -6,10 +6,10 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
-from dataclasses import replace
 
 import pytest
 from aiormq.abc import AbstractChannel, DeliveredMessage
+from msgspec import structs
 from pamqp.common import FieldValue
 
 from relay.adapters.rabbit import RabbitBus, RabbitSettings, open_rabbit
@@ -153,7 +153,7 @@ async def test_a_returned_message_fails_its_own_call_only(rabbit_vhost: str, adm
         for caller in range(200):
             events = [message(10 * caller + n) for n in range(3)]
             if caller % 2:
-                events.insert(2, replace(stray, id=event_id(CHAT, "retry", caller)))
+                events.insert(2, structs.replace(stray, id=event_id(CHAT, "retry", caller)))
             calls.append(start(bus, events))
         assert await outcomes_of(calls) == [None, Unroutable] * 100
         again = sample("relay_publish_total", outcome="returned") - returned

@@ -122,7 +122,7 @@ async def test_a_model_may_have_any_name(store: Store) -> None:
 def alert(number: int) -> Event:
     data = {"policy": "night\x00ly \ud83d", "percent": number}
     return Event(
-        id=UUID(int=number),
+        id=str(UUID(int=number)),
         family="usage",
         event="threshold",
         detail="user",

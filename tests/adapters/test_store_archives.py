@@ -7,6 +7,7 @@ from typing import cast
 from uuid import UUID, uuid5
 
 import pytest
+from msgspec import structs
 from sqlalchemy import update
 
 from relay.adapters.database import Database, DatabaseSettings
@@ -30,7 +31,7 @@ async def store(database_settings: DatabaseSettings, clock: Clock) -> AsyncItera
 def told(event: str, detail: str, place: tuple[int, int], data: object, chat: ChatRef = CHAT) -> Event:
     number = uuid5(chat.chat_id, f"{event} {place}")
     time, origin = "2026-03-01T12:00:00Z", Origin.LIVE
-    return Event(number, "chat", event, detail, chat, cast(Data, data), time, origin, *place)
+    return Event(str(number), "chat", event, detail, chat, cast(Data, data), time, origin, *place)
 
 
 def message(
@@ -197,7 +198,7 @@ async def test_a_message_told_again_by_a_later_session_replaces_the_copy(store: 
 
 async def test_other_families_are_passed_over(store: Store) -> None:
     await store.collect(told("queue", "updated", (1, 1), {"queued_messages": []}))
-    await store.collect(replace(message(1, (1, 1)), family="usage", event="charged"))
+    await store.collect(structs.replace(message(1, (1, 1)), family="usage", event="charged"))
     await store.collect(told("preview", "text", (1, 1), {}))
     assert await store.collected(SITE, CHAT.chat_id) is None
 
@@ -302,7 +303,9 @@ async def test_chats_are_due_longest_quiet_first(store: Store) -> None:
     ("later", "again"),
     [
         pytest.param(whole_turn(), False, id="the same events once more"),
-        pytest.param([replace(event, session=2) for event in whole_turn()], False, id="told again by a new session"),
+        pytest.param(
+            [structs.replace(event, session=2) for event in whole_turn()], False, id="told again by a new session"
+        ),
         pytest.param([history([1, 2], (2, 1))], False, id="a statement of what is known"),
         pytest.param([lifecycle("archived", (1, 9), archived=True)], False, id="archived in Coder"),
         pytest.param([status("running", (1, 9)), status("waiting", (1, 10))], False, id="nothing was said"),

@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from relay.adapters.database import DatabaseSettings
 from relay.adapters.store import SqlStore, open_store
@@ -60,7 +61,7 @@ def tellings(draw: st.DrawFn) -> tuple[list[Event], list[Event]]:
     """Events, each at its own place, and the same with copies in another order."""
     places = draw(PLACES)
     events = [
-        replace(event, session=session, position=position)
+        structs.replace(event, session=session, position=position)
         for event, (session, position) in zip(draw(st.lists(EVENTS, min_size=1, max_size=12)), places, strict=False)
     ]
     return events, draw(st.permutations(events + draw(st.lists(st.sampled_from(events), max_size=5))))
@@ -69,7 +70,7 @@ def tellings(draw: st.DrawFn) -> tuple[list[Event], list[Event]]:
 async def gathered(store: SqlStore, events: Sequence[Event]) -> Collected:
     chat = new_chat()
     for event in events:
-        await store.collect(replace(event, chat=chat))
+        await store.collect(structs.replace(event, chat=chat))
     collected = await store.collected(chat.deployment, chat.chat_id)
     assert collected is not None
     return replace(collected, chat=events[0].chat, changed_at=NOON)

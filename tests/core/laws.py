@@ -4,7 +4,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import UUID
 
 from relay.core.events import Event
 from relay.core.frames import COMPACTION_TOOL
@@ -21,7 +20,7 @@ def data_of(event: Event) -> dict[str, Any]:
 def fold(events: Iterable[Event]) -> dict[int, Any]:
     """What a consumer has in the end: in the order of `(session, position)`, copies dropped by id."""
     transcript = Transcript()
-    seen: set[UUID] = set()
+    seen: set[str] = set()
     for event in sorted(events, key=lambda event: (event.session, event.position)):
         if event.id not in seen:
             seen.add(event.id)
@@ -29,12 +28,12 @@ def fold(events: Iterable[Event]) -> dict[int, Any]:
     return dict(transcript.messages)
 
 
-def facts(events: Iterable[Event]) -> dict[UUID, tuple[str, str, int]]:
+def facts(events: Iterable[Event]) -> dict[str, tuple[str, str, int]]:
     """Messages and turns by the id of their event: kind, detail, and the message (of a turn: its user message).
 
     Of several copies the first, as a consumer has it.
     """
-    found: dict[UUID, tuple[str, str, int]] = {}
+    found: dict[str, tuple[str, str, int]] = {}
     for event in events:
         data = data_of(event)
         if event.event == "message":
@@ -72,7 +71,7 @@ def assert_copies_agree(events: Iterable[Event]) -> None:
     A later copy may know less of why a turn failed: upstream forgets it with the next prompt, and up to 2.33 REST has
     the text of an error, without the details that the event had.
     """
-    said: dict[UUID, dict[str, Any]] = {}
+    said: dict[str, dict[str, Any]] = {}
     for event in events:
         if event.event not in ("message", "turn"):
             continue
@@ -87,7 +86,7 @@ def assert_copies_agree(events: Iterable[Event]) -> None:
 
 def assert_copies_of_statuses_agree(events: Iterable[Event]) -> None:
     """After a clean restart. From an older point on, a status may follow another one than it did the first time."""
-    told: dict[UUID, tuple[str, str | None]] = {}
+    told: dict[str, tuple[str, str | None]] = {}
     for event in events:
         if event.event == "status":
             now = (event.detail, data_of(event)["previous"])

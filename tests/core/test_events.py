@@ -24,7 +24,6 @@ from relay.core.events import (
     encode_json,
     event_id,
     parse_json,
-    plain_text,
     routing_word,
     to_utc,
     utc,
@@ -42,7 +41,7 @@ ANY_JSON = st.recursive(
 
 def an_event(**fields: Any) -> Event:
     values: dict[str, Any] = {
-        "id": UUID(int=1),
+        "id": str(UUID(int=1)),
         "family": "chat",
         "event": "message",
         "detail": "user",
@@ -99,7 +98,7 @@ def test_ids_never_change() -> None:
     """Consumers have stored them."""
     name = '["https://coder.test","5f0c2f5e-8a1d-4c57-9e55-6b8d0f2a7c31","message",1043]'
     expected = uuid5(UUID("6b2f7a0e-6f43-5c0e-9a53-3f0f8a3a5d11"), name)
-    assert event_id(REF, "message", 1043) == expected == UUID("7d5d2092-5c79-5688-a2ef-c7532740aa0e")
+    assert event_id(REF, "message", 1043) == str(expected) == "7d5d2092-5c79-5688-a2ef-c7532740aa0e"
 
 
 # --- routing ----------------------------------------------------------------------------------------------------------
@@ -219,7 +218,7 @@ def test_what_was_encoded_is_decoded(
     kind: tuple[str, str, str], data: dict[str, Any], ids: list[UUID], order: tuple[int, int], origin: Origin
 ) -> None:
     event = an_event(
-        id=ids[0],
+        id=str(ids[0]),
         family=kind[0],
         event=kind[1],
         detail=kind[2],
@@ -254,7 +253,7 @@ def test_the_body_is_the_envelope(
 @given(FACTS)
 def test_an_id_is_the_uuid5_of_its_name(fact: tuple[str, list[object]]) -> None:
     name = json.dumps([REF.deployment, str(REF.chat_id), fact[0], *fact[1]], separators=(",", ":"))
-    assert event_id(REF, fact[0], *fact[1]) == uuid5(UUID("6b2f7a0e-6f43-5c0e-9a53-3f0f8a3a5d11"), name)
+    assert event_id(REF, fact[0], *fact[1]) == str(uuid5(UUID("6b2f7a0e-6f43-5c0e-9a53-3f0f8a3a5d11"), name))
 
 
 @given(ANY_JSON)
@@ -343,6 +342,8 @@ def test_unknown_attributes_are_passed_over() -> None:
         ("2026-03-20 18:00:05Z", None),
         ("2026-03-20T18:00:05Zx", None),
         ("٢٠٢٦-03-20T18:00:05Z", None),
+        ("2026-03-20T18:00:05.٢Z", None),
+        ("2026-03-20T18:00:05.Z", None),
         ("", None),
     ],
 )
@@ -354,19 +355,6 @@ def test_our_times_in_utc() -> None:
     zone = timezone(timedelta(hours=2))
     assert utc(datetime(2026, 3, 1, 1, 30, 0, 250, tzinfo=zone)) == "2026-02-28T23:30:00.000250Z"
     assert utc(datetime(2026, 3, 1, tzinfo=UTC)) == "2026-03-01T00:00:00Z"
-
-
-def test_plain_text_is_all_text_parts_and_nothing_else() -> None:
-    content = [
-        {"type": "text", "text": "a"},
-        {"type": "reasoning", "text": "x"},
-        {"type": "text"},
-        None,
-        {"type": "text", "text": "b"},
-    ]
-    assert plain_text({"content": content}) == "ab"
-    assert plain_text({"content": "abc"}) == ""
-    assert plain_text({}) == ""
 
 
 def test_json_from_upstream() -> None:

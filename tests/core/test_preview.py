@@ -8,6 +8,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from relay.core.events import Event
 from relay.core.preview import Muting, coalesce, shed
@@ -605,9 +606,9 @@ def test_what_is_not_joined(batches: list[list[Json]]) -> None:
 
 def test_previews_of_two_chats_or_sessions_are_not_joined() -> None:
     one, two = previews(text("a", "b"))
-    elsewhere = replace(two, chat=replace(two.chat, chat_id=UUID(int=5)))
+    elsewhere = structs.replace(two, chat=replace(two.chat, chat_id=UUID(int=5)))
     assert coalesce([one, elsewhere]) == [one, elsewhere]
-    later = replace(two, session=2)
+    later = structs.replace(two, session=2)
     assert coalesce([one, later]) == [one, later]
 
 

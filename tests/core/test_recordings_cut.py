@@ -3,10 +3,10 @@
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from relay.core.events import Event
 from relay.core.frames import Frame, MessageSeen, PartSeen, UnknownSeen
@@ -24,7 +24,7 @@ from tests.core.laws import (
     fold,
     turns,
 )
-from tests.core.recorded_follower import RecordedFollower, Reshape, stored_and_loaded
+from tests.core.recorded_follower import RecordedFollower, Reshape, clock, stored_and_loaded
 from tests.core.recording import Connection
 
 # Cuts per recording and test: most recordings have more frames, and all of them takes an hour.
@@ -166,6 +166,44 @@ def followed_reshaped(one: Followed, reshape: Reshape) -> list[Event]:
 
 def durable(events: Sequence[Event]) -> list[tuple[object, ...]]:
     return [(event.id, event.data) for event in events if not event.transient]
+
+
+class Gathering(RecordedFollower):
+    """One that takes in five frames before it asks what came of them."""
+
+    waiting = 0
+
+    def _feed(self, frame: Frame, moment: float, *, is_snapshot: bool) -> None:
+        self.waiting += 1
+        if not self.tail.hear(frame, clock(moment)) or self.waiting == 5:
+            self._gather(moment)
+
+    def _gather(self, moment: float) -> None:
+        self.waiting = 0
+        self._take(self.tail.out(), moment)
+
+    def _settled(self, moment: float) -> None:
+        self._gather(moment)
+        super()._settled(moment)
+
+    def _saved(self) -> ResumePoint:
+        return self._point  # there is nothing to commit before the events are out
+
+    def _live(self, connection: Connection, begin: int, stop: int) -> None:
+        super()._live(connection, begin, stop)
+        self._gather(connection.frames[stop - 1][0])
+
+
+@each_recording
+def test_frames_that_are_heard_together_tell_the_same(path: Path) -> None:
+    for one in followed(path):
+        together, one_by_one = Gathering(one.chat), RecordedFollower(one.chat)
+        for connection in one.chat.primary():
+            together.live_through(connection)
+            one_by_one.live_through(connection)
+        assert together.life.events == one_by_one.life.events
+        assert together.life.replays == one_by_one.life.replays
+        assert together.life.reconnects == one_by_one.life.reconnects
 
 
 @each_recording

@@ -26,6 +26,7 @@ from tests.core.frames import (
     told,
     tool,
     user,
+    words,
 )
 from tests.core.laws import assert_no_event_twice, data_of, fold
 
@@ -460,6 +461,22 @@ def test_dropped_messages_means_a_dead_stream_and_a_look_at_rest() -> None:
     tail.answer(user(1), assistant(2, "one"), user(5), assistant(6, "two"))
     assert tail.to_save().doubt is None
     assert told(tail.all, "turn") == ["completed 1 2", "completed 5 6"], "a stream error is no failed turn"
+
+
+def test_what_stands_behind_the_last_word_of_a_stream_is_not_heard_with_it() -> None:
+    tail = answered_chat().tail
+    assert tail.hear(frame(status("running")), AT)
+    assert not tail.hear(frame(error("dropped messages")), AT)
+
+
+def test_a_step_that_ended_as_an_old_server_tells_it_is_told_as_ended() -> None:
+    """A server of 2.35 begins as older ones do where a chat has no messages."""
+    tail = Tail()
+    tail.connect(status("running"))
+    frames = [msg(user(1))], text("a"), [msg(assistant(2, "a"))], words((1, 1), 1, "b")
+    for each in frames:
+        assert tail.tail.hear(frame(*each), AT)
+    assert tail.tail.out().ended == [0]
 
 
 def test_each_connection_tells_its_own_failure() -> None:

@@ -93,6 +93,12 @@ def test_a_turn_that_was_over_before_the_stream_looked_again_is_closed() -> None
     assert told(events) == ["message 3", "message 4", "completed 3 4"]
 
 
+def test_a_turn_that_was_over_at_once_is_closed_by_its_last_message_alone() -> None:
+    tail = idle_chat()
+    assert told(tail.feed(msg(user(3)), PREVIEW_RESET)) == ["message 3"]
+    assert told(tail.feed(msg(assistant(4, "b")))) == ["message 4", "completed 3 4"]
+
+
 # --- edits ------------------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from tests.core.frames import REF, Json, user
 
 
 def event(kind: str, detail: str, data: Any, order: tuple[int, int], family: str = "chat") -> Event:
-    return Event(UUID(int=1), family, kind, detail, REF, data, "2026-01-01T00:00:00Z", Origin.LIVE, *order)
+    return Event(str(UUID(int=1)), family, kind, detail, REF, data, "2026-01-01T00:00:00Z", Origin.LIVE, *order)
 
 
 def told(id_: int, order: tuple[int, int] = (1, 1), text: str = "hi") -> Event:

@@ -63,7 +63,7 @@ async def tell(world: World, chat: UUID | ChatRef, event: str, detail: str, data
     number = uuid5(ref.chat_id, f"{event}{detail}")
     stamp = "2026-03-01T12:00:00Z"
     await world.store.collect(
-        Event(number, "chat", event, detail, ref, cast(Data, data), stamp, Origin.LIVE, LATE, position)
+        Event(str(number), "chat", event, detail, ref, cast(Data, data), stamp, Origin.LIVE, LATE, position)
     )
 
 

@@ -76,17 +76,17 @@ async def test_an_event_that_no_queue_takes_goes_out_again_when_one_does(world: 
 
 async def test_a_database_that_is_away_for_a_while_costs_nothing(world: World) -> None:
     chat = await world.owner.create(STEPS)
-    follower = await world.follower(chat)
-    async with while_running(follower.run()):
-        await spoken(world, chat)
-        async with world.database_away():
-            await world.owner.wait_idle(chat)
-            await world.owner.send(chat, STEPS)
-            await world.owner.wait_idle(chat)
-        await world.until_equal(chat)
-        messages = {message["id"] for message in await world.owner.messages(chat)}
-        await until(lambda: world.saved() == messages)
-        assert world.in_order(chat)
+    following = asyncio.create_task((await world.follower(chat)).run())
+    await spoken(world, chat)
+    async with world.database_away():
+        await world.owner.wait_idle(chat)
+        await world.owner.send(chat, STEPS)
+        await world.owner.wait_idle(chat)
+        assert not following.done(), "what is not saved is not let go"
+    await following  # the chat has been idle for long enough
+    await world.until_equal(chat)
+    assert world.saved() == {message["id"] for message in await world.owner.messages(chat)}
+    assert world.in_order(chat)
 
 
 async def test_who_is_asked_to_leave_ends_once_all_is_confirmed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,7 @@ async def test_whenever_it_is_stopped_what_is_saved_is_what_was_confirmed(world:
             await world.owner.wait_idle(chat)
         await world.until_equal(*chats)
     # What was in hand may have gone out twice, as it was. No later session tells it again.
-    told: dict[UUID, set[tuple[int, int]]] = defaultdict(set)
+    told: dict[str, set[tuple[int, int]]] = defaultdict(set)
     for event in world.bus.published:
         if event.event in ("message", "turn"):
             told[event.id].add((event.session, event.position))

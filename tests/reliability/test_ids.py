@@ -52,8 +52,8 @@ def as_key(value: object) -> Hashable:
 
 def test_facts_that_differ_in_anything_have_different_ids() -> None:
     chance = random.Random(4)
-    fact_of: dict[UUID, Hashable] = {}
-    id_of: dict[Hashable, UUID] = {}
+    fact_of: dict[str, Hashable] = {}
+    id_of: dict[Hashable, str] = {}
     for _ in range(FACTS):
         server, number, kind = chance.choice(SERVERS), chance.randrange(4), chance.choice(KINDS)
         sources = [any_source(chance) for _ in range(chance.randrange(4))]
@@ -96,8 +96,8 @@ def test_whatever_a_chat_does_an_id_stands_for_one_fact(steps: int, episodes: bo
     chat = FollowedChat(EpisodeServer(revisions=True) if episodes else ChatServer(), lossy=True)
     for _ in range(steps):
         chat.happen(chance)
-    said: dict[UUID, tuple[object, ...]] = {}
-    ids: dict[tuple[object, ...], set[UUID]] = defaultdict(set)
+    said: dict[str, tuple[object, ...]] = {}
+    ids: dict[tuple[object, ...], set[str]] = defaultdict(set)
     for event in chat.events:
         fact = what_it_says(event)
         assert said.setdefault(event.id, fact) == fact, "one id, two facts"

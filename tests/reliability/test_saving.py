@@ -4,7 +4,6 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from typing import cast
 
 import pytest
@@ -13,7 +12,6 @@ from relay.adapters.clock import SystemClock
 from relay.adapters.memory import MemoryBus
 from relay.core.errors import LostClaim, Unavailable
 from relay.core.events import Event
-from relay.core.frames import Frame
 from relay.core.resume import Commit
 from relay.core.tail import Batch, ChatTail
 from relay.ports import Claim, Claims, Clock, Upstream
@@ -233,15 +231,15 @@ async def test_nothing_is_saved_of_a_tail_that_failed_before_it_was_heard(
 ) -> None:
     server, bus, store = HotServer(steps=30), CountingBus(), SlowStore(world)
     follower = following(server, bus, store, await claimed(world, 1))
-    feed = ChatTail.feed
+    out = ChatTail.out
 
-    def feed_until_it_fails(tail: ChatTail, frame: Frame, at: datetime) -> Batch:
-        batch = feed(tail, frame, at)
+    def out_until_it_fails(tail: ChatTail) -> Batch:
+        batch = out(tail)
         if store.waiting and any(event.event == "message" for event in batch.events):
             raise ZeroDivisionError
         return batch
 
-    monkeypatch.setattr(ChatTail, "feed", feed_until_it_fails)
+    monkeypatch.setattr(ChatTail, "out", out_until_it_fails)
     with pytest.raises(ZeroDivisionError):
         await follower.run()
     assert not follower.clean
