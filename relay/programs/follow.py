@@ -386,12 +386,8 @@ class Follower:
         self._heard = True
         at, hear = self._clock.now(), self.tail.hear
         for text in frames:
-            try:
-                seen = decode_frame(text)
-            except BadFrame:
-                await self._send(self.tail.out())  # what stood before it
-                raise
-            if not hear(seen, at):
+            # What stood before one that cannot be read goes out with what is told of it.
+            if not hear(decode_frame(text), at):
                 if (reconnect := await self._send(self.tail.out())) is not None:
                     return reconnect  # what waits behind it comes again
                 at = self._clock.now()
