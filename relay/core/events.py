@@ -7,11 +7,10 @@ and the `data` of each type. The JSON Schemas and the AsyncAPI document in `docs
 import json
 import math
 import re
-import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
 from hashlib import sha1
 from json.encoder import encode_basestring_ascii
 from typing import Any, Literal, NotRequired, cast
@@ -59,11 +58,6 @@ class ChatRef:
     def key(self) -> str:
         """The chat's id as text."""
         return str(self.chat_id)
-
-    @cached_property
-    def wire_key(self) -> str:
-        """The same as JSON."""
-        return f'"{self.key}"'
 
     @cached_property
     def routing_words(self) -> str:
@@ -408,7 +402,7 @@ class Event(msgspec.Struct, gc=False):  # nobody changes one; frozen ones take l
         """
         chat, trace = self.chat, self.id.replace("-", "")
         kind, schema = _wire_kind(self.family, self.event, self.detail)
-        subject = encode_json(self.subject).decode() if self.subject else chat.wire_key
+        subject = encode_json(self.subject).decode() if self.subject else f'"{chat.key}"'
         time = self.time if _is_plain(self.time) else encode_json(self.time).decode()[1:-1]
         head = (
             f'{{"specversion":"1.0","id":"{self.id}","source":{chat.wire_source},{kind},"subject":{subject},'
@@ -513,18 +507,17 @@ def parse_json(text: str) -> object:
     Raises:
         ValueError: It is not JSON, or nested deeper than could be written again.
     """
-    limit = sys.getrecursionlimit()
     try:
-        sys.setrecursionlimit(limit - _DEPTH_TO_SPARE)
         try:
-            return _DECODER.decode(text)
+            value: object = _DECODER.decode(text)
         except (ValueError, RecursionError):
             # Half surrogate pairs and very large numbers, which the fast decoder refuses; and what is not JSON.
-            return json.loads(text, parse_float=_number, parse_constant=_no_number)
+            value = json.loads(text, parse_float=_number, parse_constant=_no_number)
+        if len(text) > 2 * _DEPTH_TO_SPARE and text.count("[") + text.count("{") > _DEPTH_TO_SPARE:
+            json.dumps(reduce(lambda inner, _: [inner], range(_DEPTH_TO_SPARE), value))
     except RecursionError as exc:
         raise ValueError("nested too deeply") from exc
-    finally:
-        sys.setrecursionlimit(limit)
+    return value
 
 
 def decode_json(body: bytes) -> JsonObject:

@@ -588,23 +588,15 @@ class Follower:
             DECODE_ERRORS.labels("unknown_type").inc()
             self._log.warning("event_type_unknown", type=kind[:64])
         for event in batch.events:
-            if event.event in _COUNTED:
-                _count_event(event)
-
-
-_COUNTED = frozenset(("retry", "error", "history"))
-
-
-def _count_event(event: Event) -> None:
-    match event.event:
-        case "retry":
-            RETRIES.labels(_kind(event)).inc()
-        case "error" if event.detail == "turn":
-            CHAT_ERRORS.labels(_kind(event)).inc()
-        case "error":
-            STREAM_ERRORS.labels(str(dict(event.data)["reason"])).inc()
-        case "history":
-            EDITS.labels(str(dict(event.data)["reason"])).inc()
+            match event.event:
+                case "retry":
+                    RETRIES.labels(_kind(event)).inc()
+                case "error" if event.detail == "turn":
+                    CHAT_ERRORS.labels(_kind(event)).inc()
+                case "error":
+                    STREAM_ERRORS.labels(str(dict(event.data)["reason"])).inc()
+                case "history":
+                    EDITS.labels(str(dict(event.data)["reason"])).inc()
 
 
 def _kind(event: Event) -> str:

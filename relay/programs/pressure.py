@@ -17,7 +17,7 @@ class Pressure:
     """Limits over all followers.
 
     Args:
-        characters: Of frames that may wait. Beyond it each follower reads one frame at a time.
+        characters: Of frames that may wait. Beyond it each follower reads more when all it has read is taken.
         previews_per_second: Of previews, after they were joined.
     """
 
