@@ -68,6 +68,16 @@ class _Change:
         return 1 + (0 if self.commit is None else len(self.commit.added) + len(self.commit.removed))
 
     @property
+    def added(self) -> list[int]:
+        """Ids of messages, ascending."""
+        return [] if self.commit is None else sorted(self.commit.added)
+
+    @property
+    def removed(self) -> list[int]:
+        """Ids of messages, ascending. What is in both is added."""
+        return [] if self.commit is None else sorted(self.commit.removed - self.commit.added)
+
+    @property
     def resume(self) -> bytes | None:
         return None if self.commit is None else encode_json(self.commit.point.to_json())
 
@@ -282,7 +292,6 @@ class SqlClaims:
 
     async def _change_in_postgres(self, changes: Sequence[_Change]) -> list[bool]:
         """Whether each of the claims held. Where it did not, nothing was changed."""
-        added, removed = _message_rows(changes)
         places = range(len(changes))
         values = {
             "places": list(places),
@@ -294,10 +303,8 @@ class SqlClaims:
             "releases": [change.released for change in changes],
             "seens": [change.seen for change in changes],
             "cleans": [change.clean for change in changes],
-            "added_places": [place for place, _ in added],
-            "added_ids": [message for _, message in added],
-            "removed_places": [place for place, _ in removed],
-            "removed_ids": [message for _, message in removed],
+            "added": [_listed(change.added) for change in changes],
+            "removed": [_listed(change.removed) for change in changes],
         }
         async with self._db.statement() as connection:
             held = frozenset((await connection.execute(_CHANGE, values)).scalars())
@@ -307,7 +314,6 @@ class SqlClaims:
         """As `_change_in_postgres`; nobody else writes meanwhile."""
         chats = [change.claim.chat.chat_id for change in changes]
         holders = select(claims.c.deployment, claims.c.chat_id, claims.c.session, claims.c.worker)
-        added, removed = _message_rows(changes)
         async with self._db.writing() as connection:
             rows = await connection.execute(holders.where(claims.c.chat_id.in_(chats)))
             holding = {(row.deployment, row.chat_id): (row.session, row.worker) for row in rows}
@@ -318,8 +324,8 @@ class SqlClaims:
             ]
             freed = [_of(change.claim.chat) | {"to_clean": change.clean} for change in kept if change.released]
             resting = [_of(change.claim.chat) | {"to_seen": change.seen} for change in kept if change.seen is not None]
-            gone = [_of(changes[place].claim.chat) | {"message": each} for place, each in removed if held[place]]
-            new = [_of(changes[place].claim.chat) | {"message": each} for place, each in added if held[place]]
+            gone = [_of(change.claim.chat) | {"message": each} for change in kept for each in change.removed]
+            new = [_of(change.claim.chat) | {"message": each} for change in kept for each in change.added]
             for statement, values in (
                 (_SET_RESUME, saved),
                 (_SET_RELEASED, freed),
@@ -342,8 +348,9 @@ def _array(name: str, kind: type[TypeEngine[Any]]) -> BindParameter[Any]:
 # One statement, and so a transaction by itself: a save of one claim takes one round trip, and so does one of hundreds.
 _CHANGE = text("""
 WITH asked AS (
-    SELECT * FROM unnest(:places, :deployments, :chats, :sessions, :workers, :resumes, :releases, :seens, :cleans)
-        AS a(place, deployment, chat_id, session, worker, resume, released, seen, clean)
+    SELECT * FROM unnest(:places, :deployments, :chats, :sessions, :workers, :resumes, :releases, :seens, :cleans,
+        :added, :removed)
+        AS a(place, deployment, chat_id, session, worker, resume, released, seen, clean, added, removed)
 ), held AS (
     UPDATE claims SET
         resume = coalesce(asked.resume, claims.resume),
@@ -354,24 +361,23 @@ WITH asked AS (
     FROM asked
     WHERE claims.deployment = asked.deployment AND claims.chat_id = asked.chat_id
         AND claims.session = asked.session AND claims.worker = asked.worker
-    RETURNING asked.place, claims.deployment, claims.chat_id
+    RETURNING asked.place, claims.deployment, claims.chat_id, asked.added, asked.removed
 ), forgotten AS (
     DELETE FROM known_messages AS known
-    USING unnest(:removed_places, :removed_ids) AS r(place, message_id), held
-    WHERE held.place = r.place AND known.deployment = held.deployment AND known.chat_id = held.chat_id
-        AND known.message_id = r.message_id
+    USING held CROSS JOIN LATERAL unnest(CAST(string_to_array(held.removed, ',') AS bigint[])) AS r(message_id)
+    WHERE known.deployment = held.deployment AND known.chat_id = held.chat_id AND known.message_id = r.message_id
 ), remembered AS (
     INSERT INTO known_messages (deployment, chat_id, message_id)
     SELECT held.deployment, held.chat_id, a.message_id
-    FROM unnest(:added_places, :added_ids) AS a(place, message_id) JOIN held ON held.place = a.place
+    FROM held CROSS JOIN LATERAL unnest(CAST(string_to_array(held.added, ',') AS bigint[])) AS a(message_id)
     ON CONFLICT DO NOTHING
 )
 SELECT place FROM held
 """).bindparams(
-    *(_array(name, Integer) for name in ("places", "added_places", "removed_places")),
-    *(_array(name, BigInteger) for name in ("sessions", "added_ids", "removed_ids")),
+    _array("places", Integer),
+    _array("sessions", BigInteger),
     *(_array(name, Boolean) for name in ("releases", "cleans")),
-    *(_array(name, Text) for name in ("deployments", "workers")),
+    *(_array(name, Text) for name in ("deployments", "workers", "added", "removed")),
     _array("chats", Uuid),
     _array("resumes", LargeBinary),
     _array("seens", AnyText),
@@ -415,12 +421,9 @@ def _peer(row: AnyRow) -> Peer:
     return Peer(row.worker, accounts, row.load, row.free)
 
 
-def _message_rows(changes: Sequence[_Change]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Place of the change and message id, of those to add and those to take away. What is in both is added."""
-    commits = [(place, change.commit) for place, change in enumerate(changes) if change.commit is not None]
-    added = [(place, each) for place, commit in commits for each in sorted(commit.added)]
-    removed = [(place, each) for place, commit in commits for each in sorted(commit.removed - commit.added)]
-    return added, removed
+def _listed(messages: Sequence[int]) -> str:
+    """One value: the driver looks at each element of an array, which takes longer than all else about a save."""
+    return ",".join(map(str, messages))
 
 
 def _resume_point(row: AnyRow, known: frozenset[int]) -> ResumePoint:
