@@ -12,7 +12,16 @@ _TEXT, _PING = 0x81, 0x89  # first byte of a text and of a ping in one piece (RF
 _LONGEST_PING = 125
 _TWO_BYTES, _EIGHT_BYTES = 126, 127  # the length follows in so many
 _HEADERS_END = b"\r\n\r\n"
-_LONGEST_PART = 65536  # of a text that is kept until the rest of it comes
+_LONGEST_PART = 65536  # of a frame that is kept until the rest of it comes
+
+
+class _Text(Frame):
+    """A text in one piece. There is one for each message: the library's own fills seven fields."""
+
+    opcode = Opcode.TEXT
+
+    def __init__(self, data: bytes) -> None:  # the rest is what it is by default
+        self.data = data
 
 
 class WatchedSocket(ClientConnection):
@@ -25,7 +34,7 @@ class WatchedSocket(ClientConnection):
     heard = 0.0  # by the loop's clock
     pinged = False  # since then
     pulse: "Pulse | None" = None
-    _part = b""  # of a text, from its first byte on
+    _part = b""  # of a plain frame, from its first byte on
 
     def data_received(self, data: bytes) -> None:
         self.heard = self.loop.time()
@@ -38,14 +47,9 @@ class WatchedSocket(ClientConnection):
             super().data_received(data[:end])
             if not (data := data[end:]):
                 return
-        if (data[0] == _TEXT or data[0] == _PING) and self._is_between_frames():  # no tuple is made
-            data = self._beyond_texts(data)
-            if _is_lone_ping(data):
-                self.protocol.send_pong(data[2:])
-                self.send_data()
-                return
-            if not data:
-                return
+        plain = data[0] == _TEXT or data[0] == _PING  # no tuple is made
+        if plain and self._is_between_frames() and not (data := self._beyond_plain(data)):
+            return
         super().data_received(data)
 
     def at_hand(self) -> list[str]:
@@ -70,38 +74,41 @@ class WatchedSocket(ClientConnection):
             waits = waits.gi_yieldfrom if isinstance(waits, GeneratorType) else None
         return isinstance(waits, GeneratorType) and waits.__name__ == "at_eof"
 
-    def _beyond_texts(self, data: bytes) -> bytes:
-        """Take in the texts that data begins with; what comes behind them. A part of one more is kept for later."""
-        place, end, put = 0, len(data), self.recv_messages.put
+    def _beyond_plain(self, data: bytes) -> bytes:
+        """Take in the plain frames that data begins with; what comes behind them. A part of one is kept for later."""
+        place, end, put, pinged = 0, len(data), self.recv_messages.put, False
         limit = self.protocol.max_message_size or 0
-        while end - place >= 2 and data[place] == _TEXT:
-            size, start = data[place + 1], place + 2  # of one that is masked, which is wrong, too large for any rule
-            if size == _TWO_BYTES:
-                size, start = int.from_bytes(data[start : start + 2], "big"), start + 2
-            elif size == _EIGHT_BYTES:
-                size, start = int.from_bytes(data[start : start + 8], "big"), start + 8
-            elif size > _EIGHT_BYTES:
-                break
-            if size > limit:
+        while end - place >= 2:
+            first, size, start = data[place], data[place + 1], place + 2  # one that is masked, which is wrong, is large
+            if first == _TEXT:
+                if size == _TWO_BYTES:
+                    size, start = int.from_bytes(data[start : start + 2], "big"), start + 2
+                elif size == _EIGHT_BYTES:
+                    size, start = int.from_bytes(data[start : start + 8], "big"), start + 8
+                elif size > _EIGHT_BYTES:
+                    break
+                if size > limit:
+                    break
+            elif first != _PING or size > _LONGEST_PING:
                 break
             if start + size > end:
                 if end - place <= _LONGEST_PART and size <= _LONGEST_PART:
-                    self._part = data[place:]
-                    return b""
+                    self._part, place = data[place:], end
                 break
             place = start + size
-            put(Frame(Opcode.TEXT, data[start:place]))
+            if first == _TEXT:
+                put(_Text(data[start:place]))
+            else:
+                self.protocol.send_pong(data[start:place])
+                pinged = True
+        if pinged:
+            self.send_data()
         return data[place:]
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.pulse is not None:
             self.pulse.forget(self)
         super().connection_lost(exc)
-
-
-def _is_lone_ping(data: bytes) -> bool:
-    """A ping, all of it, and nothing else: all that a worker hears of most of its chats."""
-    return 2 <= len(data) <= 2 + _LONGEST_PING and data[0] == _PING and len(data) == 2 + data[1]
 
 
 class Pulse:

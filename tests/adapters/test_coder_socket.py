@@ -101,6 +101,8 @@ LAST = {
     "close": frame(Opcode.CLOSE, b"\x03\xe9going away"),
     "not UTF-8": frame(Opcode.TEXT, b"\xff is not UTF-8"),
     "masked": frame(Opcode.TEXT, b"masked", mask=True),
+    "masked ping": frame(Opcode.PING, b"masked", mask=True),
+    "ping that is too long": b"\x89\x7e\x00\x7e" + b"x" * 200,
     "reserved bit": frame(Opcode.TEXT, b"reserved", rsv1=True),
     "text within another": frame(Opcode.TEXT, b"one in", fin=False) + text(9),  # the middle of another
     "continuation of nothing": frame(Opcode.CONT, b"of nothing"),
@@ -170,11 +172,12 @@ async def test_plain_frames_never_reach_the_parser(monkeypatch: pytest.MonkeyPat
     ping = len(link.handshake) + len(text(70))
     pieces = [stream[:ping], stream[ping : ping + 2]]
     pieces += [stream[start : start + 4096] for start in range(ping + 2, len(stream), 4096)]
+    pieces += [text(7) + frame(Opcode.PING, b"amid") + text(8)[:5], text(8)[5:] + frame(Opcode.PING, b"cut")[:4], b"t"]
     for piece in pieces:
         link.socket.data_received(piece)
     assert parsed == [len(link.handshake)]
-    assert [len(await link.socket.recv()), *map(len, link.socket.at_hand())] == [70, *range(1000, 1100)]
-    assert link.answers() == [(Opcode.PONG, b"")]
+    assert [len(await link.socket.recv()), *map(len, link.socket.at_hand())] == [70, *range(1000, 1100), 7, 8]
+    assert link.answers() == [(Opcode.PONG, b""), (Opcode.PONG, b"amid"), (Opcode.PONG, b"cut")]
 
 
 async def test_what_looks_like_a_text_within_another_frame_is_none() -> None:
