@@ -73,7 +73,7 @@ def sentinel() -> Event:
 def stale(status: Event) -> Event:
     """What a follower that lost its chat long ago says of its status."""
     data = StatusData(status="stale", previous=None)
-    return structs.replace(status, id=event_id(status.chat, "stale"), session=0, position=10_000, data=data)
+    return structs.replace(status, id=event_id(status.chat, "stale"), session=0, position=10_000, content=data)
 
 
 async def test_the_example_counts_nothing_twice_and_loses_nothing(rabbit_vhost: str, tmp_path: Path) -> None:

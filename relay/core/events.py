@@ -97,6 +97,13 @@ class MessageData(TypedDict):
     text: str  # its plain text: all `text` parts joined
 
 
+class SentMessage(msgspec.Struct, frozen=True, gc=False):
+    """`MessageData` whose message is still the JSON that upstream sent: most are passed on and never looked at."""
+
+    message: msgspec.Raw
+    text: str
+
+
 class HistoryData(TypedDict):
     """History was rewritten. A consumer drops every id up to the maximum of `message_ids` that is not among them."""
 
@@ -352,12 +359,20 @@ class Event(msgspec.Struct, gc=False):  # nobody changes one; frozen ones take l
     event: str
     detail: str
     chat: ChatRef
-    data: Data
+    content: Data | SentMessage
     time: str
     origin: Origin
     session: int
     position: int
     subject: str = ""  # empty: the chat id
+
+    @property
+    def data(self) -> Data:
+        """What its type says about the fact."""
+        content = self.content
+        if isinstance(content, SentMessage):
+            return {"message": decode_json(bytes(content.message)), "text": content.text}
+        return content
 
     @property
     def transient(self) -> bool:
@@ -367,12 +382,12 @@ class Event(msgspec.Struct, gc=False):  # nobody changes one; frozen ones take l
     @property
     def routing_key(self) -> str:
         """`<family>.<event>.<detail>.<owner_id>.<chat_id>`, lower case, always five words, `_` for `NOBODY`."""
-        return _routing_start(self.family, self.event, self.detail) + self.chat.routing_words
+        return _names(self.family, self.event, self.detail).routing_start + self.chat.routing_words
 
     @property
     def type(self) -> str:
         """CloudEvents `type`: `io.chatrelay.<family>.<event>[.<detail>].v1`."""
-        return _type_of(self.family, self.event, self.detail)
+        return _names(self.family, self.event, self.detail).type
 
     def envelope(self) -> JsonObject:
         """The CloudEvents 1.0 document in structured mode."""
@@ -396,41 +411,39 @@ class Event(msgspec.Struct, gc=False):  # nobody changes one; frozen ones take l
         }
 
     def encode(self) -> bytes:
-        """The body on the wire: `envelope` as UTF-8 JSON, no needless spaces.
+        """The body on the wire: `envelope` as UTF-8 JSON.
 
         Written by hand around `data`, since nearly all of it is the same from event to event.
         """
         chat, trace = self.chat, self.id.replace("-", "")
-        kind, schema = _wire_kind(self.family, self.event, self.detail)
+        names = _names(self.family, self.event, self.detail)
         subject = encode_json(self.subject).decode() if self.subject else f'"{chat.key}"'
         time = self.time if _is_plain(self.time) else encode_json(self.time).decode()[1:-1]
         head = (
-            f'{{"specversion":"1.0","id":"{self.id}","source":{chat.wire_source},{kind},"subject":{subject},'
-            f'"time":"{time}",{schema},"session":{self.session},"position":{self.position},'
+            f'{{"specversion":"1.0","id":"{self.id}","source":{chat.wire_source},{names.wire_type},"subject":{subject},'
+            f'"time":"{time}",{names.wire_schema},"session":{self.session},"position":{self.position},'
             f'"origin":"{self.origin!s}",{chat.wire_people},"traceparent":"00-{trace}-{trace[16:]}-00","data":'
         )
-        return b"".join((head.encode(), encode_json(self.data), b"}"))
+        return b"".join((head.encode(), encode_json(self.content), b"}"))
+
+
+class _Names(msgspec.Struct, frozen=True):
+    """What an event is called in each place."""
+
+    type: str
+    routing_start: str
+    wire_type: str  # attributes of the envelope as JSON, without braces
+    wire_schema: str
 
 
 @lru_cache(maxsize=1024)
-def _routing_start(family: str, event: str, detail: str) -> str:
-    return f"{family}.{event}.{routing_word(detail)}."
-
-
-@lru_cache(maxsize=1024)
-def _type_of(family: str, event: str, detail: str) -> str:
+def _names(family: str, event: str, detail: str) -> _Names:
     tail = f".{detail}" if _BY_NAME[family, event].detail_in_type else ""
-    return f"io.chatrelay.{family}.{event}{tail}.v1"
-
-
-@lru_cache(maxsize=1024)
-def _wire_kind(family: str, event: str, detail: str) -> tuple[str, str]:
-    """What an event's type comes to in the envelope: two runs of attributes as JSON."""
-    name = _type_of(family, event, detail)
+    name = f"io.chatrelay.{family}.{event}{tail}.v1"
     schema = f"urn:chatrelay:schema:{name.removeprefix('io.chatrelay.')}"
     runs = {"type": name}, {"datacontenttype": "application/json", "dataschema": schema}
     first, second = (encode_json(run).decode()[1:-1] for run in runs)
-    return first, second
+    return _Names(name, f"{family}.{event}.{routing_word(detail)}.", first, second)
 
 
 def _is_plain(text: str) -> bool:
@@ -461,7 +474,7 @@ def decode_event(body: bytes, routing_key: str) -> Event:
             event=event,
             detail=detail,
             chat=ChatRef(deployment, UUID(chat_id), owner_id, UUID(document["rootchatid"])),
-            data=cast(Data, document["data"]),
+            content=cast(Data, document["data"]),
             time=str(document["time"]),
             origin=Origin(document["origin"]),
             session=int(document["session"]),
@@ -568,37 +581,24 @@ def utc(moment: datetime) -> str:
 
 
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d)(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-_SECONDS = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", re.ASCII)
 
 
+@lru_cache(maxsize=256)  # messages of a step have the same, and their turn has it again
 def to_utc(stamp: str) -> str | None:
     """An upstream time stamp in UTC with all its digits (up to nanoseconds), None when it is none.
 
     >>> to_utc("2026-03-20T20:00:05.123456789+02:00")
     '2026-03-20T18:00:05.123456789Z'
     """
-    rest = stamp[19:]
-    in_utc = rest == "Z" or (rest[:1] == "." and rest[-1:] == "Z" and rest[1:-1].isdecimal() and rest.isascii())
-    if in_utc and _is_time(stamp[:19]):  # as servers write it
-        return stamp
     match = _RFC3339.fullmatch(stamp)
     if match is None:
         return None
     seconds, fraction, zone = match.groups()
     try:
+        if zone == "Z" and seconds[10] == "T":  # as servers write it
+            datetime.fromisoformat(seconds)
+            return stamp
         moment = datetime.fromisoformat(seconds + zone.upper().replace("Z", "+00:00")).astimezone(UTC)
     except (ValueError, OverflowError):
         return None
     return f"{moment:%Y-%m-%dT%H:%M:%S}".rjust(19, "0") + (fraction or "") + "Z"
-
-
-@lru_cache(maxsize=256)
-def _is_time(seconds: str) -> bool:
-    """Whether there is such a day and such a second. What comes together mostly happened within the same few."""
-    if not _SECONDS.fullmatch(seconds):
-        return False
-    try:
-        datetime.fromisoformat(seconds)
-    except ValueError:
-        return False
-    return True

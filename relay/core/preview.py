@@ -448,8 +448,8 @@ def _merged(before: Event, event: Event) -> Event | None:
     if not same or one.get("args") is not None:
         return None
     data: PreviewData = {**first, "part": {**one, name: head + tail}}
-    return structs.replace(before, data=data)
+    return structs.replace(before, content=data)
 
 
 def _preview(event: Event) -> PreviewData:
-    return event.data  # type: ignore[return-value]  # `transient` and not a reset: it is PreviewData
+    return event.content  # type: ignore[return-value]  # `transient` and not a reset: it is PreviewData

@@ -31,6 +31,7 @@ from relay.core.frames import (
     HistoryResetSeen,
     Message,
     MessageSeen,
+    Part,
     PartSeen,
     PreviewResetSeen,
     QueueSeen,
@@ -143,7 +144,7 @@ class ChatTail:
         self._armed = False  # a live prompt came while the queue was empty: an empty queue_update now means an edit
         # Of the newest assistant message since the last prompt. Not all of it: an idle chat keeps this for hours.
         self._newest_text: str | None = None
-        self._asked_for: list[JsonObject] = []  # its calls that want a `tool` message
+        self._asked_for: list[Part] = []  # its calls that want a `tool` message
         self._history_version: int | None = resume.revision
         self._turn_revision = resume.revision
         self._doubt = resume.doubt
@@ -590,7 +591,7 @@ class ChatTail:
             self._newest_text, self._asked_for = message.text, []
             if calls := message.calls:
                 self._asked_for = [
-                    part for part in message.parts if isinstance(id_ := part.get("tool_call_id"), str) and id_ in calls
+                    part for part in message.parts if isinstance(id_ := part.tool_call_id, str) and id_ in calls
                 ]
 
     def _take_part(self, seen: PartSeen) -> None:
@@ -663,7 +664,7 @@ class ChatTail:
     def _late_action(self) -> None:
         """Who joins a waiting chat is not told what it waits for, up to 2.34: the last message's unanswered calls."""
         answered = self._turn.answered if self._turn is not None else frozenset[str]()
-        calls = [action_of(part) for part in self._asked_for if part["tool_call_id"] not in answered]
+        calls = [action_of(part) for part in self._asked_for if part.tool_call_id not in answered]
         if calls:
             self._telling.action(calls)
 

@@ -19,6 +19,7 @@ from relay.core.events import (
     JsonObject,
     Origin,
     RetryData,
+    SentMessage,
     StatusData,
     TurnData,
     event_id,
@@ -97,7 +98,8 @@ class Telling:
 
     def message(self, message: Message) -> None:
         """A durable message exists."""
-        data: Data = {"message": message.raw, "text": message.text}
+        raw, text = message.raw, message.text
+        data: Data | SentMessage = {"message": raw, "text": text} if isinstance(raw, dict) else SentMessage(raw, text)
         key = event_id(self.chat, "message", message.id)
         self._emit("message", message.role, data, key, to_utc(message.created_at))
 
@@ -241,7 +243,7 @@ class Telling:
         self,
         event: str,
         detail: str,
-        data: Data,
+        data: Data | SentMessage,
         key: str | None,
         time: str | None = None,
         *,

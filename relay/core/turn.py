@@ -21,8 +21,6 @@ _COUNTS = (
 
 class _Line(msgspec.Struct, frozen=True):
     role: str
-    calls: frozenset[str]
-    results: frozenset[str]
     created_at: str
     usage: Mapping[str, object] | None
 
@@ -32,13 +30,17 @@ class Turn:
     """What is known of the turn that the user message `id` began. Messages may be added in any order, and twice."""
 
     id: int
+    calls: set[str] = field(default_factory=set)  # ids of all local tool calls in its messages
+    answered: set[str] = field(default_factory=set)  # ids of the tool calls whose results are among them
     _lines: dict[int, _Line] = field(default_factory=dict)
 
     def add(self, message: Message) -> None:
         """Take in a message, unless it is older than the turn or a trace of compaction, which belongs to no turn."""
         if message.id < self.id or message.compaction:
             return
-        self._lines[message.id] = _Line(message.role, message.calls, message.results, message.created_at, message.usage)
+        self._lines[message.id] = _Line(message.role, message.created_at, message.usage)
+        self.calls |= message.calls
+        self.answered |= message.results
 
     @property
     def message_ids(self) -> list[int]:
@@ -53,19 +55,12 @@ class Turn:
     @property
     def usage(self) -> TokenUsage:
         """Sums over its steps; a kind that no step reported is absent."""
-        told = [line.usage for line in self._lines.values() if line.usage]
-        counts = {key: [n for usage in told if isinstance(n := usage.get(key), int)] for key in _COUNTS}
-        return cast(TokenUsage, {key: sum(numbers) for key, numbers in counts.items() if numbers})
-
-    @property
-    def calls(self) -> frozenset[str]:
-        """Ids of all local tool calls in its messages."""
-        return frozenset().union(*(line.calls for line in self._lines.values()))
-
-    @property
-    def answered(self) -> frozenset[str]:
-        """Ids of the tool calls whose results are among its messages."""
-        return frozenset[str]().union(*(line.results for line in self._lines.values()))
+        sums: dict[str, int] = {}
+        for line in self._lines.values():
+            for kind, count in (line.usage or {}).items():
+                if kind in _COUNTS and isinstance(count, int):
+                    sums[kind] = sums.get(kind, 0) + count
+        return cast(TokenUsage, {kind: sums[kind] for kind in _COUNTS if kind in sums})
 
     @property
     def ended_at(self) -> str:

@@ -214,7 +214,7 @@ def charged_event(event: Event, charge: Charge, price: Price | None) -> Event:
         event="charged",
         detail="chat",
         chat=charge.chat,
-        data=data,
+        content=data,
         time=event.time,
         origin=event.origin,
         session=event.session,
@@ -250,7 +250,7 @@ def limit_event(policy: Policy, level: int, spend: Spend, cause: Event, bounds: 
         event=alert_event(level),
         detail=policy.scope,
         chat=whose,
-        data=data,
+        content=data,
         time=cause.time,
         origin=cause.origin,
         session=cause.session,
@@ -276,5 +276,5 @@ def unpriced_event(
     }
     which = (policy.name, policy.scope, limit.subject, policy.period.value, data["period"]["start"], charge.model)
     return structs.replace(
-        limit, id=event_id(limit.chat, "unpriced", *which), event="unpriced", data={**data, "evidence": evidence}
+        limit, id=event_id(limit.chat, "unpriced", *which), event="unpriced", content={**data, "evidence": evidence}
     )

@@ -127,7 +127,7 @@ def alert(number: int) -> Event:
         event="threshold",
         detail="user",
         chat=CHAT,
-        data=cast(Data, data),
+        content=cast(Data, data),
         time="2026-03-01T12:00:00Z",
         origin=Origin.LIVE,
         session=0,

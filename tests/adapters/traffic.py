@@ -28,7 +28,7 @@ def event(kind: str, detail: str, data: MessageData | PreviewData, number: int) 
         event=kind,
         detail=detail,
         chat=CHAT,
-        data=data,
+        content=data,
         time="2026-03-01T12:00:00Z",
         origin=Origin.LIVE,
         session=1,

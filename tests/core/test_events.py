@@ -46,7 +46,7 @@ def an_event(**fields: Any) -> Event:
         "event": "message",
         "detail": "user",
         "chat": ChatRef("https://coder.test", CHAT, OWNER, ROOT),
-        "data": {"message": user(1, "hello"), "text": "hello"},
+        "content": {"message": user(1, "hello"), "text": "hello"},
         "time": "2026-03-20T18:20:00Z",
         "origin": Origin.LIVE,
         "session": 3,
@@ -223,7 +223,7 @@ def test_what_was_encoded_is_decoded(
         event=kind[1],
         detail=kind[2],
         chat=ChatRef("https://coder.test/a", ids[1], ids[2], ids[3]),
-        data=cast(Data, data),
+        content=cast(Data, data),
         origin=origin,
         session=order[0],
         position=order[1],
@@ -245,7 +245,7 @@ def test_the_body_is_the_envelope(
     family, event, detail = kind
     ref = replace(REF, deployment=deployment)
     told = an_event(
-        family=family, event=event, detail=detail, chat=ref, subject=subject, time=time, data={"value": value}
+        family=family, event=event, detail=detail, chat=ref, subject=subject, time=time, content={"value": value}
     )
     assert list(json.loads(told.encode()).items()) == list(told.envelope().items())
 

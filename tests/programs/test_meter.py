@@ -45,7 +45,7 @@ def said(
         event="message",
         detail="assistant",
         chat=chat,
-        data=MessageData(message=message, text=""),
+        content=MessageData(message=message, text=""),
         time=utc(at),
         origin=Origin.LIVE,
         session=1,

@@ -78,7 +78,7 @@ def previews(draw: st.DrawFn) -> list[Event]:
                 event="preview",
                 detail=detail,
                 chat=REF,
-                data=data,
+                content=data,
                 time="2026-03-01T12:00:00Z",
                 origin=Origin.LIVE,
                 session=1,
