@@ -104,14 +104,15 @@ class Sender(Protocol):
 
 def outgoing(event: Event) -> Outgoing:
     """The event as it travels."""
-    durable = not event.transient
+    names = event.names
+    durable = not names.transient
     return Outgoing(
         event.id,
-        event.event if event.family == "chat" else event.family,
+        names.counted,
         EXCHANGE,
-        event.routing_key,
+        names.routing_start + event.chat.routing_words,
         event.encode(),
-        event.type,
+        names.type,
         _seconds(event.time[:19] if event.time[-1:] == "Z" else event.time),
         durable,  # persistent
         durable,  # mandatory

@@ -380,6 +380,11 @@ class Event(msgspec.Struct, gc=False):  # nobody changes one; frozen ones take l
         return self.event == "preview" and self.family == "chat"
 
     @property
+    def names(self) -> "Names":
+        """What its kind is called in each place: at once, where more than one of them is asked for."""
+        return _names(self.family, self.event, self.detail)
+
+    @property
     def routing_key(self) -> str:
         """`<family>.<event>.<detail>.<owner_id>.<chat_id>`, lower case, always five words, `_` for `NOBODY`."""
         return _names(self.family, self.event, self.detail).routing_start + self.chat.routing_words
@@ -415,40 +420,42 @@ class Event(msgspec.Struct, gc=False):  # nobody changes one; frozen ones take l
 
         Written by hand around `data`, since nearly all of it is the same from event to event.
         """
-        chat, trace = self.chat, self.id.replace("-", "")
-        names = _names(self.family, self.event, self.detail)
+        chat, trace, names = self.chat, self.id.replace("-", ""), self.names
         subject = encode_json(self.subject).decode() if self.subject else f'"{chat.key}"'
-        time = self.time if _is_plain(self.time) else encode_json(self.time).decode()[1:-1]
         head = (
             f'{{"specversion":"1.0","id":"{self.id}","source":{chat.wire_source},{names.wire_type},"subject":{subject},'
-            f'"time":"{time}",{names.wire_schema},"session":{self.session},"position":{self.position},'
+            f'"time":{_wire_text(self.time)},{names.wire_schema},"session":{self.session},"position":{self.position},'
             f'"origin":"{self.origin!s}",{chat.wire_people},"traceparent":"00-{trace}-{trace[16:]}-00","data":'
         )
         return b"".join((head.encode(), encode_json(self.content), b"}"))
 
 
-class _Names(msgspec.Struct, frozen=True):
-    """What an event is called in each place."""
+class Names(msgspec.Struct, frozen=True):
+    """What a kind of event is called in each place."""
 
     type: str
-    routing_start: str
+    routing_start: str  # of routing keys, up to the owner
+    transient: bool
+    counted: str  # the family that metrics know it by
     wire_type: str  # attributes of the envelope as JSON, without braces
     wire_schema: str
 
 
 @lru_cache(maxsize=1024)
-def _names(family: str, event: str, detail: str) -> _Names:
+def _names(family: str, event: str, detail: str) -> Names:
     tail = f".{detail}" if _BY_NAME[family, event].detail_in_type else ""
     name = f"io.chatrelay.{family}.{event}{tail}.v1"
     schema = f"urn:chatrelay:schema:{name.removeprefix('io.chatrelay.')}"
     runs = {"type": name}, {"datacontenttype": "application/json", "dataschema": schema}
     first, second = (encode_json(run).decode()[1:-1] for run in runs)
-    return _Names(name, f"{family}.{event}.{routing_word(detail)}.", first, second)
+    counted = event if family == "chat" else family
+    start = f"{family}.{event}.{routing_word(detail)}."
+    return Names(name, start, (family, event) == ("chat", "preview"), counted, first, second)
 
 
-def _is_plain(text: str) -> bool:
-    """Whether there is nothing in it that JSON escapes."""
-    return '"' not in text and "\\" not in text and text.isprintable()
+@lru_cache(maxsize=256)
+def _wire_text(text: str) -> str:
+    return encode_json(text).decode()
 
 
 def decode_event(body: bytes, routing_key: str) -> Event:

@@ -116,13 +116,15 @@ class Message:
                 self.text += part.text or ""
             elif kind == "reasoning":
                 self.reasoning += part.text or ""
-            elif kind == "tool-call":
-                if not part.provider_executed:
-                    self.calls = _with(self.calls, part.tool_call_id)
-            elif kind == "tool-result":
-                self.results = _with(self.results, part.tool_call_id)
-            if call := part.tool_call_id:
-                self.call_ids = _with(self.call_ids, call)
+            call = part.tool_call_id
+            if call or kind == "tool-call" or kind == "tool-result":  # noqa: PLR1714  # no set is made
+                one = frozenset((str(call),))
+                if kind == "tool-call" and not part.provider_executed:
+                    self.calls = self.calls | one if self.calls else one
+                elif kind == "tool-result":
+                    self.results = self.results | one if self.results else one
+                if call:
+                    self.call_ids = self.call_ids | one if self.call_ids else one
             if part.tool_name == COMPACTION_TOOL:
                 self.compaction = True
 
@@ -131,11 +133,6 @@ class Message:
         """Of the content: a promoted prompt has that of its queue entry."""
         raw = self.raw if isinstance(self.raw, dict) else decode_json(bytes(self.raw))
         return content_digest(raw.get("content"))
-
-
-def _with(ids: frozenset[str], another: object) -> frozenset[str]:
-    one = frozenset((str(another),))
-    return ids | one if ids else one  # most messages name one
 
 
 def _fields_of(raw: JsonObject) -> _Fields:
@@ -302,13 +299,13 @@ def _message_as_sent(text: str) -> Frame | None:
     """
     if (begins := _BEGINS.match(text)) is None:
         return None
-    text = text.rstrip("\n")
+    size = len(text) - (text[-1] == "\n")
     end, reset = ("}]}" if begins[1] else "}]"), False
-    if not begins[1] and _RESET.fullmatch(text, max(0, len(text) - _RESET_SIZE)):
-        end, reset = text[-_RESET_SIZE:], True
-    elif not text.endswith(end):
+    if not begins[1] and _RESET.fullmatch(text, max(0, size - _RESET_SIZE), size):
+        end, reset = text[size - _RESET_SIZE : size], True
+    elif not text.endswith(end, 0, size):
         return None
-    sent = text[begins.end() : -len(end)]
+    sent = text[begins.end() : size - len(end)]
     try:
         message = MessageSeen(Message(msgspec.Raw(sent), _FIELDS_DECODER.decode(sent)))
     except (msgspec.MsgspecError, ValueError):
