@@ -587,16 +587,21 @@ def utc(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
+_LONGEST_TIME = 64
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d)(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 
-@lru_cache(maxsize=256)  # messages of a step have the same, and their turn has it again
 def to_utc(stamp: str) -> str | None:
     """An upstream time stamp in UTC with all its digits (up to nanoseconds), None when it is none.
 
     >>> to_utc("2026-03-20T20:00:05.123456789+02:00")
     '2026-03-20T18:00:05.123456789Z'
     """
+    return _to_utc(stamp) if len(stamp) <= _LONGEST_TIME else None  # whatever is asked for is kept for a while
+
+
+@lru_cache(maxsize=256)  # messages of a step have the same, and their turn has it again
+def _to_utc(stamp: str) -> str | None:
     match = _RFC3339.fullmatch(stamp)
     if match is None:
         return None

@@ -29,7 +29,8 @@ _Json = _Scalar | dict[str, _Shallow] | list[_Shallow]
 
 
 class Part(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """One piece of a stored message. In upstream's order: fields that come in another take longer to read."""
+    """One piece of a stored message. Look only at what `_fields_of` sets too: the other fields are there so that each
+    is known and read. They stand in upstream's order, since in another they take longer to read."""
 
     type: str | None = None
     text: str | None = None
@@ -136,7 +137,7 @@ class Message:
 
 
 def _fields_of(raw: JsonObject) -> _Fields:
-    """What an object says, with nothing where it says something that a message does not say there."""
+    """What an object says, with nothing where a message would say something else; ids and names are as they are."""
     message_id, role, usage, content = raw.get("id"), raw.get("role"), raw.get("usage"), raw.get("content")
     if type(message_id) is not int or not isinstance(role, str):
         raise TypeError("a message needs an integer id and a role")

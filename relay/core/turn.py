@@ -27,7 +27,7 @@ class _Line(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class Turn:
-    """What is known of the turn that the user message `id` began. Messages may be added in any order, and twice."""
+    """What is known of the turn that the user message `id` began. Messages may be added in any order, and again."""
 
     id: int
     calls: set[str] = field(default_factory=set)  # ids of all local tool calls in its messages
