@@ -115,9 +115,9 @@ async def test_a_chat_that_talks_all_the_time_is_saved_at_intervals(world: World
     began = time.monotonic()
     async with while_running(follower.run()):
         await until(lambda: len(messages_of(bus)) == server.steps + 1)
+        await until(lambda: world.saved() == messages_of(bus) and follower.clean)
         assert store.asked - 1 <= (time.monotonic() - began) / saving._REST_SECONDS
         assert bus.durable > store.asked + 3
-        await until(lambda: world.saved() == messages_of(bus) and follower.clean)
 
 
 async def test_what_waits_for_its_turn_is_saved_when_its_follower_is_stopped(
