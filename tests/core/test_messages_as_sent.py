@@ -141,9 +141,6 @@ def finite(number: str) -> float:
 
 @pytest.mark.parametrize("depth", [1, 3, 4, 40, 200, 400, 900])
 def test_what_is_deep_is_read_or_refused_as_the_long_way_does(depth: int) -> None:
-    nested: object = 1
-    for _ in range(depth):
-        nested = [nested]
     frame = written(msg(assistant(7, "", call("a"))))
     frame = frame.replace('"tool_name"', '"args":' + "[" * depth + "]" * depth + ',"tool_name"', 1)
     assert outcome(frame) == outcome(" " + frame)
