@@ -269,13 +269,12 @@ async def test_reconnecting_leaves_no_tasks_behind(bus: RabbitBus, proxy: Proxy)
             await publish_until_confirmed(bus, [message(1)])
             await (await take(deliveries))[0].ack()
             await take(tapped)
-            assert proxy.cut() == 2
+            assert proxy.cut() == 2  # the ack may be cut off too: its message stays for a later round
             with pytest.raises(Unavailable):
                 await anext(deliveries)
         await publish_until_confirmed(bus, [message(1)])
         async with bus.deliveries(METER, prefetch=1) as deliveries:
             await (await take(deliveries))[0].ack()
-        await until_depth(bus, METER, 0)
         return len(asyncio.all_tasks())
 
     at_first = await one_round()
