@@ -212,6 +212,14 @@ async def test_a_socket_that_nobody_asks_is_not_read_and_is_read_again_when_some
     assert states == [True, False, False, True]
 
 
+async def test_a_socket_is_not_read_any_more_when_too_much_came_at_once() -> None:
+    link = Link(WatchedSocket)
+    link.socket.data_received(link.handshake + text(9) * 5)
+    assert not link.transport.reading
+    assert [await link.socket.recv(), *link.socket.at_hand()] == ["a" * 9] * 5
+    assert link.transport.reading
+
+
 async def test_frames_at_hand_end_where_something_else_came() -> None:
     link = Link(WatchedSocket)
     frames = SocketFrames(link.socket, "GET /stream", lambda _: True, slow_seconds=10)
