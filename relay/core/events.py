@@ -13,6 +13,7 @@ from enum import StrEnum
 from functools import cached_property, lru_cache, reduce
 from hashlib import sha1
 from json.encoder import encode_basestring_ascii
+from operator import itemgetter
 from typing import Any, Literal, NotRequired, cast
 from uuid import UUID
 
@@ -506,8 +507,8 @@ def event_id(chat: ChatRef, kind: str, *source: object) -> str:
         rest = f",{','.join(map(_name, (kind, *source)))}]".encode()
     # uuid5 of `[deployment, chat, kind, *source]`, in a fifth of the time that the standard library takes for it.
     key = sha1(chat.id_prefix + rest, usedforsecurity=False).hexdigest()
-    variant = _VARIANT[key[16]]
-    return f"{key[:8]}-{key[8:12]}-5{key[13:16]}-{variant}{key[17:20]}-{key[20:32]}"
+    first, second, third, variant, fourth, last = _CUT(key)
+    return f"{first}-{second}-5{third}-{_VARIANT[variant]}{fourth}-{last}"
 
 
 def _name(value: object) -> str:
@@ -517,6 +518,7 @@ def _name(value: object) -> str:
     return encode_basestring_ascii(value) if type(value) is str else _NAMES.encode(value)
 
 
+_CUT = itemgetter(slice(8), slice(8, 12), slice(13, 16), 16, slice(17, 20), slice(20, 32))  # at once, and so faster
 # By the digit that a hash has there, the one that a UUID has.
 _VARIANT = {f"{digit:x}": f"{digit & 0b11 | 0b1000:x}" for digit in range(16)}
 

@@ -31,7 +31,6 @@ from relay.core.frames import (
     HistoryResetSeen,
     Message,
     MessageSeen,
-    Part,
     PartSeen,
     PreviewResetSeen,
     QueueSeen,
@@ -84,7 +83,7 @@ class ChatTail:
     __slots__ = (
         "_armed",
         "_asked",
-        "_asked_for",
+        "_asking",
         "_batch",
         "_connection",
         "_doubt",
@@ -142,9 +141,9 @@ class ChatTail:
         self._upstream_status: str | None = None  # last one observed on this connection
         self._queue = PromptQueue(resume.queue, resume.queue_max, resume.left)
         self._armed = False  # a live prompt came while the queue was empty: an empty queue_update now means an edit
-        # Of the newest assistant message since the last prompt. Not all of it: an idle chat keeps this for hours.
+        # Of the newest assistant message since the last prompt. An idle chat keeps this for hours.
         self._newest_text: str | None = None
-        self._asked_for: list[Part] = []  # its calls that want a `tool` message
+        self._asking: Message | None = None  # all of it, where it has calls that want a `tool` message
         self._history_version: int | None = resume.revision
         self._turn_revision = resume.revision
         self._doubt = resume.doubt
@@ -246,17 +245,18 @@ class ChatTail:
     def hear(self, frame: Frame, at: datetime) -> bool:
         """One of several frames whose events go out together, with `out`. False: hand them out before the next."""
         self._telling.at = at
-        self._hear(frame)
-        return self._wanted is None and self._batch.reconnect is None
-
-    def _hear(self, frame: Frame) -> None:
         events = frame.events
         undisturbed = self._episodes is False and self._snapshot is None and self._wanted is None
         if undisturbed and len(events) == 1 and type(seen := events[0]) is MessageSeen:
             # A short way for what nearly all frames of servers up to 2.34 are.
             if not self._take(seen):
                 self._pending.append(seen)
-            return
+        else:
+            self._hear(frame)
+        return self._wanted is None and self._batch.reconnect is None
+
+    def _hear(self, frame: Frame) -> None:
+        events = frame.events
         if (failed := _failure(frame)) is not None:
             self._stream_error(failed, "snapshot_failed")
             return
@@ -581,18 +581,15 @@ class ChatTail:
         if self._turn is not None:
             self._turn.add(message)
         if message.role == "assistant":
-            self._telling.previews(self._live.stored(message))
+            if told := self._live.stored(message):
+                self._telling.previews(told)
             self._armed = False
         self._note_newest(message)
         self._telling.message(message)
 
     def _note_newest(self, message: Message) -> None:
         if message.role == "assistant" and not message.compaction and message.id > (self._turn_id or 0):
-            self._newest_text, self._asked_for = message.text, []
-            if calls := message.calls:
-                self._asked_for = [
-                    part for part in message.parts if isinstance(id_ := part.tool_call_id, str) and id_ in calls
-                ]
+            self._newest_text, self._asking = message.text, message if message.calls else None
 
     def _take_part(self, seen: PartSeen) -> None:
         if isinstance(self._live, EpisodeText):
@@ -663,8 +660,14 @@ class ChatTail:
 
     def _late_action(self) -> None:
         """Who joins a waiting chat is not told what it waits for, up to 2.34: the last message's unanswered calls."""
-        answered = self._turn.answered if self._turn is not None else frozenset[str]()
-        calls = [action_of(part) for part in self._asked_for if part.tool_call_id not in answered]
+        if self._asking is None:
+            return
+        wanted = self._asking.calls - (self._turn.answered if self._turn is not None else frozenset[str]())
+        calls = [
+            action_of(part)
+            for part in self._asking.parts
+            if isinstance(call := part.tool_call_id, str) and call in wanted
+        ]
         if calls:
             self._telling.action(calls)
 
@@ -754,7 +757,7 @@ class ChatTail:
         self._turn_revision = self._history_version
         self._turn = Turn(message.id)
         self._turn_id = message.id
-        self._newest_text, self._asked_for = None, []
+        self._newest_text, self._asking = None, None
         self._idle_seen = False
         self._error, self._failed = None, False
         self._telling.turn_began()

@@ -50,17 +50,17 @@ class Turn:
     @property
     def steps(self) -> int:
         """Assistant messages."""
-        return sum(line.role == "assistant" for line in self._lines.values())
+        return [line.role for line in self._lines.values()].count("assistant")
 
     @property
     def usage(self) -> TokenUsage:
         """Sums over its steps; a kind that no step reported is absent."""
+        usages = [line.usage for line in self._lines.values() if line.usage]
         sums: dict[str, int] = {}
-        for line in self._lines.values():
-            for kind, count in (line.usage or {}).items():
-                if kind in _COUNTS and isinstance(count, int):
-                    sums[kind] = sums.get(kind, 0) + count
-        return cast(TokenUsage, {kind: sums[kind] for kind in _COUNTS if kind in sums})
+        for kind in _COUNTS:
+            if counts := [count for usage in usages if isinstance(count := usage.get(kind), int)]:
+                sums[kind] = sum(counts)
+        return cast(TokenUsage, sums)
 
     @property
     def ended_at(self) -> str:
