@@ -12,8 +12,8 @@ from relay.core.errors import LostClaim
 from relay.core.resume import Commit
 from relay.ports import Clock
 
-_REST_SECONDS = 0.5  # between two saves of one chat
-_BEHIND_SECONDS = 1.0  # so long something may be confirmed and unsaved; then the store is waited for
+_REST_SECONDS = 1.0  # between two saves of one chat
+_BEHIND_SECONDS = 2.0  # so long something may be confirmed and unsaved; then the store is waited for
 
 
 class Saving:
