@@ -6,12 +6,13 @@ behind it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from functools import partial
+from operator import attrgetter
 from typing import TypeVar
 from uuid import UUID
 
@@ -101,7 +102,9 @@ STREAMS = Gauge("relay_streams", "Chats followed now, by state.", ["state"])
 
 _HELD_UP_SECONDS = 1.0
 _FINISH_SECONDS = 3.0  # for what a cancelled follower had in hand
-_FEED_AT_ONCE = 64  # then others have their turn: the lease must be renewed and confirms be read, whoever talks
+_FEED_AT_ONCE = 128  # then others have their turn: the lease must be renewed and confirms be read, whoever talks
+_COUNTED = frozenset(("retry", "error", "history"))  # events that have a metric of their own
+_event_of = attrgetter("event")
 _RARELY = 60  # longest delays, at most, between two tries of what the broker will not take
 _PUBLISH_AT_ONCE = 256  # a long history goes out in pieces: each publish has one deadline
 
@@ -476,11 +479,12 @@ class Follower:
 
     async def _publish(self, batch: Batch) -> None:
         events = batch.events
-        if any(event.transient for event in events):
+        kinds = set(map(_event_of, events))  # at once: it is done for every event
+        if "preview" in kinds:
             joined = coalesce(events)
             COALESCED.inc(len(events) - len(joined))
             events = self._fitting(joined)
-        self._count(batch)
+        self._count(batch, kinds)
         self._in_hand += events
         await self._confirmed()
         live = (event for event in events if event.origin is Origin.LIVE)
@@ -581,13 +585,13 @@ class Follower:
         longest = self._settings.longest_delay_seconds
         return backoff(chance=Chance(), first=longest, longest=_RARELY * longest)
 
-    def _count(self, batch: Batch) -> None:
+    def _count(self, batch: Batch, kinds: Set[str]) -> None:
         REPLAYS.inc(batch.replays)
         GAPS.inc(batch.gaps)
         for kind in batch.unknown:
             DECODE_ERRORS.labels("unknown_type").inc()
             self._log.warning("event_type_unknown", type=kind[:64])
-        for event in batch.events:
+        for event in batch.events if kinds & _COUNTED else ():
             match event.event:
                 case "retry":
                     RETRIES.labels(_kind(event)).inc()
