@@ -22,7 +22,7 @@ from relay.core.events import EXCHANGE
 from relay.settings import read_settings
 
 _FRAMES_AHEAD = 512  # of one chat, as a follower has them
-_AT_ONCE = 128
+_AT_ONCE = 256
 
 
 async def _main(chats: int) -> None:

@@ -102,7 +102,6 @@ STREAMS = Gauge("relay_streams", "Chats followed now, by state.", ["state"])
 
 _HELD_UP_SECONDS = 1.0
 _FINISH_SECONDS = 3.0  # for what a cancelled follower had in hand
-_FEED_AT_ONCE = 128  # then others have their turn: the lease must be renewed and confirms be read, whoever talks
 _COUNTED = frozenset(("retry", "error", "history"))  # events that have a metric of their own
 _event_of = attrgetter("event")
 _RARELY = 60  # longest delays, at most, between two tries of what the broker will not take
@@ -352,7 +351,7 @@ class Follower:
                 await self._saving.finish()
             if self._leaving:
                 return await self._ended(Ended.LEFT, "")
-            frames = await buffer.take(self._patience(checked, heard), most=_FEED_AT_ONCE)
+            frames = await buffer.take(self._patience(checked, heard))
             if frames:
                 heard = self._clock.monotonic()
                 self._unheard = False

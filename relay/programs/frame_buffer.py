@@ -49,8 +49,9 @@ class FrameBuffer:
         """Frames that wait."""
         return len(self._waiting)
 
-    async def take(self, timeout_seconds: float, *, most: int) -> list[str] | None:
-        """The frames that wait, at least one, at most `most`; an empty list after a poke; None when none came in time.
+    async def take(self, timeout_seconds: float) -> list[str] | None:
+        """The frames that wait, at least one, at most this chat's share; an empty list after a poke; None when none
+        came in time.
 
         Raises:
             RelayError: What ended the stream, once every frame before it was taken.
@@ -65,13 +66,13 @@ class FrameBuffer:
         if not self._waiting and self._reader is not None and self._reader.done():
             self._reader.result()
             raise StreamEnded("the stream ended", "network_error")
-        return self._hand_out(most)
+        return self._hand_out(self._pressure.share)
 
     def _hand_out(self, most: int) -> list[str]:
         frames, self._waiting = self._waiting[:most], self._waiting[most:]
         size = sum(map(len, frames))
         self._size -= size
-        self._pressure.wait(-size)
+        self._pressure.wait(-size, -1 if frames and not self._waiting else 0)
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
         return frames
@@ -100,10 +101,10 @@ class FrameBuffer:
     async def _fill(self, frames: Frames) -> None:
         async for frame in frames:
             some = [frame, *frames.at_hand()]
-            self._waiting += some
             size = sum(map(len, some))
+            self._pressure.wait(size, 0 if self._waiting else 1)
+            self._waiting += some
             self._size += size
-            self._pressure.wait(size)
             del frame, some  # not to be held on to while the next ones are waited for
             self._wake()
             while self._full:

@@ -41,8 +41,21 @@ class Socket:
             await asyncio.sleep(0)
 
 
-def pressure(characters: int = 1000, previews_per_second: float = 10.0, clock: Hands | None = None) -> Pressure:
-    return Pressure(clock or Hands(), characters=characters, previews_per_second=previews_per_second)
+def pressure(
+    characters: int = 1000,
+    previews_per_second: float = 10.0,
+    clock: Hands | None = None,
+    *,
+    at_once: int = 256,
+    in_turn: int = 10_000,
+) -> Pressure:
+    return Pressure(
+        clock or Hands(),
+        characters=characters,
+        previews_per_second=previews_per_second,
+        frames_at_once=at_once,
+        frames_in_turn=in_turn,
+    )
 
 
 async def test_frames_of_all_followers_together_are_bounded() -> None:
@@ -61,7 +74,7 @@ async def test_frames_of_all_followers_together_are_bounded() -> None:
         for _ in range(100):
             await asyncio.sleep(0)
         assert [socket.read for socket in sockets] == read, "sockets are not read"
-        assert await buffers[0].take(1.0, most=64), "who takes its frames has room again"
+        assert await buffers[0].take(1.0), "who takes its frames has room again"
         await until(lambda: sockets[0].read > read[0])
         for task in holding:
             task.cancel()
@@ -74,8 +87,7 @@ async def _hold(buffer: FrameBuffer, socket: Socket) -> None:
 
 
 async def test_frames_are_handed_out_in_pieces_and_in_order() -> None:
-    shared = pressure(characters=10**6)
-    buffer = FrameBuffer(shared, frames=5, characters=10**6)
+    buffer = FrameBuffer(pressure(characters=10**6, at_once=4), frames=5, characters=10**6)
 
     async def numbers() -> AsyncIterator[str]:
         for number in range(7):
@@ -84,10 +96,10 @@ async def test_frames_are_handed_out_in_pieces_and_in_order() -> None:
 
     async with buffer.filled_from(OneByOne(numbers())):
         await until(lambda: buffer.backlog == 5)
-        assert await buffer.take(1.0, most=2) == ["0", "1"]
-        await until(lambda: buffer.backlog == 5)
-        assert await buffer.take(1.0, most=64) == ["2", "3", "4", "5", "6"]
-        assert await buffer.take(0.01, most=64) is None
+        assert await buffer.take(1.0) == ["0", "1", "2", "3"]
+        await until(lambda: buffer.backlog == 3)
+        assert await buffer.take(1.0) == ["4", "5", "6"]
+        assert await buffer.take(0.01) is None
 
 
 class ManyAtOnce:
@@ -108,18 +120,54 @@ class ManyAtOnce:
 
 
 async def test_frames_that_come_together_wait_together_and_no_more_are_read_before_there_is_room() -> None:
-    buffer = FrameBuffer(pressure(characters=10**6), frames=5, characters=10**6)
+    buffer = FrameBuffer(pressure(characters=10**6, at_once=3), frames=5, characters=10**6)
     frames = ManyAtOnce()
     async with buffer.filled_from(frames):
         await until(lambda: buffer.backlog == 10)
         for left in (7, 4):
             assert frames.asked == 1
-            assert len(await buffer.take(1.0, most=3) or ()) == 3
+            assert len(await buffer.take(1.0) or ()) == 3
             assert buffer.backlog == left
             for _ in range(5):
                 await asyncio.sleep(0)
         assert (frames.asked, buffer.backlog) == (2, 14)
-        assert await buffer.take(1.0, most=5) == list("67890")
+        assert [await buffer.take(1.0), await buffer.take(1.0)] == [list("678"), list("901")]
+
+
+async def test_who_has_frames_gets_fewer_at_once_the_more_others_have_some() -> None:
+    shared = pressure(characters=10**9, at_once=256, in_turn=800)
+
+    async def taken(busy: int) -> list[int]:
+        buffers = [FrameBuffer(shared, frames=300, characters=10**6) for _ in range(busy)]
+        async with asyncio.TaskGroup() as group:
+            holding = [group.create_task(_hold(buffer, Socket(1))) for buffer in buffers]
+            await until(lambda: all(buffer.backlog == 300 for buffer in buffers))
+            pieces = [len(await buffer.take(1.0) or ()) for buffer in buffers]
+            for task in holding:
+                task.cancel()
+        return pieces
+
+    assert await taken(2) == [256] * 2
+    assert await taken(8) == [100] * 8
+    assert await taken(40) == [32] * 40
+    assert await taken(1) == [256], "who has none any more counts no more"
+
+
+async def test_who_has_taken_all_frames_leaves_the_others_more() -> None:
+    shared = pressure(characters=10**9, at_once=64, in_turn=64)
+    one, other = (FrameBuffer(shared, frames=100, characters=10**6) for _ in range(2))
+    frames = ManyAtOnce()
+
+    async def ten() -> AsyncIterator[str]:
+        for number in range(10):
+            yield str(number)
+        await asyncio.Event().wait()
+
+    async with one.filled_from(OneByOne(ten())), other.filled_from(frames):
+        await until(lambda: one.backlog == 10 and other.backlog == 100)
+        assert len(await other.take(1.0) or ()) == 32
+        assert len(await one.take(1.0) or ()) == 10
+        assert len(await other.take(1.0) or ()) == 64
 
 
 def test_previews_have_an_allowance_that_grows_with_time() -> None:
