@@ -112,7 +112,7 @@ def outgoing(event: Event) -> Outgoing:
             names.counted,
             EXCHANGE,
             names.routing_start + event.chat.routing_words,
-            event.encode(),
+            event.encode(names),
             names.type,
             _seconds(time[:19] if time[-1:] == "Z" else time),
             durable,  # persistent

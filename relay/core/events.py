@@ -416,12 +416,15 @@ class Event(msgspec.Struct, gc=False):  # nobody changes one; frozen ones take l
             "data": self.data,
         }
 
-    def encode(self) -> bytes:
+    def encode(self, names: "Names | None" = None) -> bytes:
         """The body on the wire: `envelope` as UTF-8 JSON.
 
         Written by hand around `data`, since nearly all of it is the same from event to event.
+
+        Args:
+            names: Those of the event, where they are at hand.
         """
-        chat, trace, names = self.chat, self.id.replace("-", ""), self.names
+        chat, trace, names = self.chat, self.id.replace("-", ""), names or self.names
         subject = encode_json(self.subject).decode() if self.subject else f'"{chat.key}"'
         head = (
             f'{{"specversion":"1.0","id":"{self.id}","source":{chat.wire_source},{names.wire_type},"subject":{subject},'

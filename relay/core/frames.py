@@ -285,7 +285,9 @@ def decode_frame(text: str) -> Frame:
 
 
 # How a frame begins and ends that holds one message and no more: from 2.35 on each brings a reset.
-_BEGINS = re.compile(r'(\{"type":"data","data":)?\[\{"type":"message","chat_id":"[0-9a-f-]{36}","message":')
+_IN_ENVELOPE = '{"type":"data","data":[{"type":"message","chat_id":"'
+_BARE = '[{"type":"message","chat_id":"'
+_BEFORE_MESSAGE = '","message":'
 _RESET = re.compile(r'\},\{"type":"preview_reset","chat_id":"[0-9a-f-]{36}"\}\]')
 _RESET_SIZE = len('},{"type":"preview_reset","chat_id":""}]') + 36
 _FIELDS_DECODER = msgspec.json.Decoder(_Fields)
@@ -298,15 +300,22 @@ def _message_as_sent(text: str) -> Frame | None:
     None where anything at all is otherwise. Every value is read, for not all that is JSON can be read by everybody
     (`parse_json`).
     """
-    if (begins := _BEGINS.match(text)) is None:
+    # Not by one pattern, which takes twice as long.
+    if text.startswith(_IN_ENVELOPE):
+        begins, end = len(_IN_ENVELOPE), "}]}"
+    elif text.startswith(_BARE):
+        begins, end = len(_BARE), "}]"
+    else:
         return None
-    size = len(text) - (text[-1] == "\n")
-    end, reset = ("}]}" if begins[1] else "}]"), False
-    if not begins[1] and _RESET.fullmatch(text, max(0, size - _RESET_SIZE), size):
+    chat, begins = text[begins : begins + 36], begins + 36
+    if not (text.startswith(_BEFORE_MESSAGE, begins) and chat.replace("-", "").isalnum()):
+        return None
+    size, reset = len(text) - (text[-1] == "\n"), False
+    if end == "}]" and _RESET.fullmatch(text, max(0, size - _RESET_SIZE), size):
         end, reset = text[size - _RESET_SIZE : size], True
     elif not text.endswith(end, 0, size):
         return None
-    sent = text[begins.end() : size - len(end)]
+    sent = text[begins + len(_BEFORE_MESSAGE) : size - len(end)]
     try:
         message = MessageSeen(Message(msgspec.Raw(sent), _FIELDS_DECODER.decode(sent)))
     except (msgspec.MsgspecError, ValueError):

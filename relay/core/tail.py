@@ -248,8 +248,8 @@ class ChatTail:
         events = frame.events
         undisturbed = self._episodes is False and self._snapshot is None and self._wanted is None
         if undisturbed and len(events) == 1 and type(seen := events[0]) is MessageSeen:
-            # A short way for what nearly all frames of servers up to 2.34 are.
-            if not self._take(seen):
+            # A short way for what nearly all frames of servers up to 2.34 are, which list no history.
+            if not self._take_message(seen.message):
                 self._pending.append(seen)
         else:
             self._hear(frame)
@@ -584,7 +584,7 @@ class ChatTail:
             if told := self._live.stored(message):
                 self._telling.previews(told)
             self._armed = False
-        self._note_newest(message)
+            self._note_newest(message)
         self._telling.message(message)
 
     def _note_newest(self, message: Message) -> None:

@@ -2,6 +2,7 @@
 long way gives, by which the same frame is read behind a space."""
 
 import json
+import re
 from collections.abc import Sequence
 from math import isfinite
 from typing import Any
@@ -151,6 +152,7 @@ def test_what_is_deep_is_read_or_refused_as_the_long_way_does(depth: int) -> Non
 ALONE = written(msg(user(7, "all of it")))
 IN_ENVELOPE = (ENVELOPE % ALONE).rstrip()
 WITH_RESET = written(msg(user(7)), PREVIEW_RESET)
+WRONG = ("\ta", r"\\x", '"a')  # in a text, as long as what they take the place of
 
 
 @pytest.mark.parametrize(
@@ -166,6 +168,7 @@ WITH_RESET = written(msg(user(7)), PREVIEW_RESET)
         IN_ENVELOPE[:-1] + ',"x":1e}',
         ALONE.replace('"id":7', '"id":07'),
         ALONE.replace("all of it", "all\tof it"),
+        *(re.sub('(?<="chat_id":")..', wrong, whole, count=1) for whole in (ALONE, IN_ENVELOPE) for wrong in WRONG),
     ],
 )
 def test_what_is_not_json_is_no_message(frame: str) -> None:
