@@ -100,13 +100,8 @@ class Telling:
         """A durable message exists."""
         raw, text = message.raw, message.text
         data: Data | SentMessage = {"message": raw, "text": text} if isinstance(raw, dict) else SentMessage(raw, text)
-        chat = self.chat
-        key, time = event_id(chat, "message", message.id), to_utc(message.created_at) or self._now()
-        position = self._position = self._position + 1
-        # As `_emit` does, without a call of it: nearly all events are messages.
-        self._events.append(
-            Event(key, "chat", "message", message.role, chat, data, time, self.origin, self.session, position)
-        )
+        key = event_id(self.chat, "message", message.id)
+        self._emit("message", message.role, data, key, to_utc(message.created_at))
 
     def history(
         self, ids: Collection[int], gone: Collection[int], reason: HistoryReason, *, after_crash: bool = False

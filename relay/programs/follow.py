@@ -355,7 +355,7 @@ class Follower:
             if frames:
                 heard = self._clock.monotonic()
                 self._unheard = False
-                reconnect = await self._take(frames)
+                reconnect = await self._take(frames, len(frames) + buffer.backlog)
                 del frames[:]  # not to be held on to while the next ones are waited for
             elif frames is None and self.tail.settling:
                 reconnect = await self._send(self.tail.settled(self._clock.now()))
@@ -383,8 +383,8 @@ class Follower:
             until = heard + (self._settings.linger_seconds if self._stirred else self._settings.settle_seconds)
         return max(0.0, until - self._clock.monotonic())
 
-    async def _take(self, frames: list[str]) -> str | None:
-        """Feed frames and publish what comes of them together."""
+    async def _take(self, frames: list[str], waited: int) -> str | None:
+        """Feed frames, of so many that waited, and publish what comes of them together."""
         self._heard = True
         at, hear = self._clock.now(), self.tail.hear
         for text in frames:
@@ -395,7 +395,7 @@ class Follower:
                 at = self._clock.now()
         whole = self.tail.out()
         self._stirred = self._stirred or any(event.origin is Origin.LIVE for event in whole.events)
-        if behind := len(frames) >= self._settings.shed_frames:
+        if behind := waited >= self._settings.shed_frames:
             kept = shed(whole.events, whole.ended)
             DROPPED.labels("ended").inc(len(whole.events) - len(kept))
             whole.events = kept

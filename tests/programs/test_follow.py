@@ -15,6 +15,7 @@ from relay.core.events import Event
 from relay.ports import Upstream
 from relay.programs import follow
 from relay.programs.follow import Ended, Follower, FollowSettings
+from relay.programs.pressure import Pressure
 from tests.e2e.consumer import fold
 from tests.programs.world import World, counted, until, upstream_settings, while_running
 from tests.reliability.hot_server import HotServer, chat_ref
@@ -306,7 +307,10 @@ async def test_a_message_that_fits_no_frame_still_arrives(world: World) -> None:
     assert max(len(str(message)) for message in fold(world.told(chat)).values()) > 300_000
 
 
-async def test_under_load_each_step_is_seen_before_its_message(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("shed_frames", "at_once"), [(1, 256), (64, 32)], ids=["alone", "one of many"])
+async def test_under_load_each_step_is_seen_before_its_message(
+    world: World, monkeypatch: pytest.MonkeyPatch, shed_frames: int, at_once: int
+) -> None:
     """A part of the next step may overtake that message: who saw nothing of this step takes it for the next one's."""
     publish = world.bus.publish
 
@@ -317,14 +321,15 @@ async def test_under_load_each_step_is_seen_before_its_message(world: World, mon
     monkeypatch.setattr(world.bus, "publish", slow)
     claim = await world.claim(chat_ref(1))
     assert claim is not None
-    server = HotServer(steps=30)
+    server = HotServer(steps=100)
     follower = Follower(
         claim,
         upstream=cast(Upstream, server),
         bus=world.bus,
         claims=world.store,
         clock=SystemClock(),
-        settings=FollowSettings(settle_seconds=60, linger_seconds=60, shed_frames=1),
+        settings=FollowSettings(settle_seconds=60, linger_seconds=60, shed_frames=shed_frames),
+        pressure=Pressure(SystemClock(), characters=10**8, previews_per_second=10**6, frames_at_once=at_once),
     )
     left_out = counted("relay_previews_dropped_total", reason="ended")
     async with while_running(follower.run()):

@@ -47,7 +47,7 @@ def pressure(
     clock: Hands | None = None,
     *,
     at_once: int = 256,
-    in_turn: int = 10_000,
+    in_turn: int = 12_800,
 ) -> Pressure:
     return Pressure(
         clock or Hands(),
