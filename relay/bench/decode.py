@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from relay.bench.samples import message_frames, preview_frames, snapshot_frames, tail_of_one_chat
-from relay.core.frames import decode_frame
+from relay.core.frames import FrameReader
 
 Say = Callable[[str], None]
 _NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -63,9 +63,9 @@ def _repeated(frames: Sequence[str], once: Callable[[Sequence[str], _Cost], None
 
 def _through_the_core(frames: Sequence[str], cost: _Cost) -> None:
     """As a follower does it: decode, feed, encode, and a commit that is saved."""
-    tail = tail_of_one_chat()
+    tail, read = tail_of_one_chat(), FrameReader().read
     for text in frames:
-        batch = tail.feed(decode_frame(text), _NOW)
+        batch = tail.feed(read(text), _NOW)
         for event in batch.events:
             cost.out += len(event.encode())
         if batch.events and not all(event.transient for event in batch.events):

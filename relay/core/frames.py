@@ -8,8 +8,7 @@ send: parts have an episode and a sequence number, and resets are told.
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Sequence
 
 import msgspec
 
@@ -62,6 +61,18 @@ class Part(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     skill_name: str | None = None
 
 
+class Usage(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """Token counts of one step, None where upstream left one out."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    total_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    cache_creation_tokens: int | None = None
+    cache_read_tokens: int | None = None
+    context_limit: int | None = None
+
+
 class _Fields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, gc=False):
     """Those of a message, in the same way."""
 
@@ -72,68 +83,63 @@ class _Fields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, gc=False
     created_at: str | None = None
     role: str
     content: list[Part] | None = None
-    usage: dict[str, _Scalar] | None = None
+    usage: Usage | None = None
 
 
-class Message:
+class Message(msgspec.Struct, gc=False):  # nobody changes one; frozen ones take longer to make
     """A durable message, its upstream object kept whole in `raw`."""
 
-    __slots__ = (
-        "call_ids",
-        "calls",
-        "compaction",
-        "created_at",
-        "id",
-        "parts",
-        "raw",
-        "reasoning",
-        "results",
-        "role",
-        "text",
-        "usage",
-    )
+    raw: JsonObject | msgspec.Raw
+    id: int
+    role: str
+    created_at: str  # as upstream wrote it; empty when absent
+    usage: Usage | None  # None on all but the assistant messages of regularly finished steps
+    parts: list[Part]
+    text: str  # all text parts joined
+    reasoning: str  # all reasoning parts joined
+    call_ids: frozenset[str]  # all that its parts name
+    calls: frozenset[str]  # tool calls that want a `tool` message: the provider's own do not
+    results: frozenset[str]  # tool calls that it answers
+    compaction: bool  # True for the visible traces of a compaction
 
-    def __init__(self, raw: JsonObject | msgspec.Raw, fields: _Fields | None = None) -> None:
-        """`raw` without `fields` is an object; raises TypeError when it has no integer `id` or no `role`."""
-        if fields is None:
-            fields = _fields_of(cast(JsonObject, raw))
-        self.raw = raw
-        self.id = fields.id
-        self.role = fields.role
-        self.created_at = fields.created_at or ""  # as upstream wrote it; empty when absent
-        # Token counts; None on all but the assistant messages of regularly finished steps.
-        self.usage: Mapping[str, object] | None = fields.usage
-        self.text = ""  # all text parts joined
-        self.reasoning = ""  # all reasoning parts joined
-        self.call_ids: frozenset[str] = _NONE  # all that its parts name
-        self.calls: frozenset[str] = _NONE  # tool calls that want a `tool` message: the provider's own do not
-        self.results: frozenset[str] = _NONE  # tool calls that it answers
-        self.compaction = False  # True for the visible traces of a compaction
-        self.parts = fields.content or []
-        # One pass: each message comes by here, and what is read of it is read more than once.
-        for part in self.parts:
-            kind = part.type
-            if kind == "text":
-                self.text += part.text or ""
-            elif kind == "reasoning":
-                self.reasoning += part.text or ""
-            call = part.tool_call_id
-            if call or kind == "tool-call" or kind == "tool-result":  # noqa: PLR1714  # no set is made
-                one = frozenset((str(call),))
-                if kind == "tool-call" and not part.provider_executed:
-                    self.calls = self.calls | one if self.calls else one
-                elif kind == "tool-result":
-                    self.results = self.results | one if self.results else one
-                if call:
-                    self.call_ids = self.call_ids | one if self.call_ids else one
-            if part.tool_name == COMPACTION_TOOL:
-                self.compaction = True
+    @classmethod
+    def of(cls, raw: JsonObject) -> "Message":
+        """The message that an object is; raises TypeError when it has no integer `id` or no `role`."""
+        return _message(raw, _fields_of(raw))
 
     @property
     def digest(self) -> str:
         """Of the content: a promoted prompt has that of its queue entry."""
         raw = self.raw if isinstance(self.raw, dict) else decode_json(bytes(self.raw))
         return content_digest(raw.get("content"))
+
+
+def _message(raw: JsonObject | msgspec.Raw, fields: _Fields) -> Message:
+    parts = fields.content or []
+    text = reasoning = ""
+    call_ids = calls = results = _NONE
+    compaction = False
+    # One pass: each message comes by here, and what is read of it is read more than once.
+    for part in parts:
+        kind, call = part.type, part.tool_call_id
+        if kind == "text":
+            text += part.text or ""
+        elif kind == "reasoning":
+            reasoning += part.text or ""
+        if call or kind == "tool-call" or kind == "tool-result":  # noqa: PLR1714  # no set is made
+            one = frozenset((str(call),))
+            if kind == "tool-call" and not part.provider_executed:
+                calls = calls | one if calls else one
+            elif kind == "tool-result":
+                results = results | one if results else one
+            if call:
+                call_ids = call_ids | one if call_ids else one
+            if part.tool_name == COMPACTION_TOOL:
+                compaction = True
+    created, usage = fields.created_at or "", fields.usage
+    return Message(
+        raw, fields.id, fields.role, created, usage, parts, text, reasoning, call_ids, calls, results, compaction
+    )
 
 
 def _fields_of(raw: JsonObject) -> _Fields:
@@ -146,7 +152,7 @@ def _fields_of(raw: JsonObject) -> _Fields:
         id=message_id,
         role=role,
         created_at=str(raw.get("created_at") or ""),
-        usage=usage if isinstance(usage, dict) else None,
+        usage=_usage_of(usage) if isinstance(usage, dict) else None,
         content=[
             Part(
                 type=part.get("type"),
@@ -159,6 +165,10 @@ def _fields_of(raw: JsonObject) -> _Fields:
             for part in parts
         ],
     )
+
+
+def _usage_of(usage: JsonObject) -> Usage:
+    return Usage(*[count if type(count := usage.get(kind)) is int else None for kind in Usage.__struct_fields__])
 
 
 class MessageSeen(msgspec.Struct, frozen=True):
@@ -261,14 +271,81 @@ class Frame(msgspec.Struct, frozen=True):
     refused: ChatErrorData | None = None
 
 
-def decode_frame(text: str) -> Frame:
-    """Read a text frame of a chat stream, of any dialect.
+# How a frame begins and ends that holds one message and no more: from 2.35 on each brings a reset.
+_IN_ENVELOPE = '{"type":"data","data":[{"type":"message","chat_id":"'
+_BARE = '[{"type":"message","chat_id":"'
+_BEFORE_MESSAGE = '","message":'
+_RESET = re.compile(r'\}\},\{"type":"preview_reset","chat_id":"[0-9a-f-]{36}"\}\]')
+_RESET_SIZE = len('}},{"type":"preview_reset","chat_id":""}]') + 36
+_FIELDS_DECODER = msgspec.json.Decoder(_Fields)
 
-    Raises:
-        BadFrame: It is not JSON (`bad_json`), or a known event lacks what it promises (`schema`).
+
+class FrameReader:
+    """Reads the text frames of one chat, of any dialect.
+
+    Those with one message and no more, as nearly all are, differ in the message alone. It is not made into an object:
+    most are passed on as they came, and that takes a third less time.
     """
-    if (frame := _message_as_sent(text)) is not None:
-        return frame
+
+    __slots__ = ("_alike",)
+
+    def __init__(self) -> None:
+        self._alike: _Around | None = None  # what stands around the message in such frames of this chat
+
+    def read(self, text: str) -> Frame | Message:
+        """The frame; or the message, where it holds one and no more.
+
+        Raises:
+            BadFrame: It is not JSON (`bad_json`), or a known event lacks what it promises (`schema`).
+        """
+        alike = self._alike
+        if alike is None or not (text.startswith(alike[0]) and text.endswith(alike[1])):
+            if (alike := _around(text)) is None:
+                return _read_whole(text)
+            self._alike = alike
+        _, _, start, end, reset = alike
+        sent = text[start:end]
+        try:
+            # Every value is read, for not all that is JSON can be read by everybody (`parse_json`).
+            message = _message(msgspec.Raw(sent), _FIELDS_DECODER.decode(sent))
+        except (msgspec.MsgspecError, ValueError):
+            return _read_whole(text)
+        return Frame((MessageSeen(message), PreviewResetSeen())) if reset else message
+
+
+def decode_frame(text: str) -> Frame:
+    """Read one frame, as `FrameReader.read` does."""
+    read = FrameReader().read(text)
+    return Frame((MessageSeen(read),)) if isinstance(read, Message) else read
+
+
+# Head; tail, which begins with the last character of the message; where the message begins, where it ends counted from
+# the end; whether a reset follows it.
+_Around = tuple[str, str, int, int, bool]
+
+
+def _around(text: str) -> _Around | None:
+    """What stands around a message, in a frame that begins with one and ends as if it held no more."""
+    if text.startswith(_IN_ENVELOPE):
+        begins, tail = len(_IN_ENVELOPE), "}}]}"
+    elif text.startswith(_BARE):
+        begins, tail = len(_BARE), "}}]"
+    else:
+        return None
+    chat, begins = text[begins : begins + 36], begins + 36
+    if not (text.startswith(_BEFORE_MESSAGE, begins) and chat.replace("-", "").isalnum()):
+        return None
+    begins += len(_BEFORE_MESSAGE)
+    size, reset = len(text) - (text[-1] == "\n"), False
+    if tail == "}}]" and _RESET.fullmatch(text, max(0, size - _RESET_SIZE), size):
+        tail, reset = text[size - _RESET_SIZE : size], True
+    elif not text.endswith(tail, begins, size):
+        return None
+    tail += text[size:]
+    return text[:begins], tail, begins, 1 - len(tail), reset
+
+
+def _read_whole(text: str) -> Frame:
     try:
         value = parse_json(text)
     except ValueError as exc:
@@ -284,50 +361,11 @@ def decode_frame(text: str) -> Frame:
         raise BadFrame(f"frame has an unexpected shape: {exc}", "schema", text) from exc
 
 
-# How a frame begins and ends that holds one message and no more: from 2.35 on each brings a reset.
-_IN_ENVELOPE = '{"type":"data","data":[{"type":"message","chat_id":"'
-_BARE = '[{"type":"message","chat_id":"'
-_BEFORE_MESSAGE = '","message":'
-_RESET = re.compile(r'\},\{"type":"preview_reset","chat_id":"[0-9a-f-]{36}"\}\]')
-_RESET_SIZE = len('},{"type":"preview_reset","chat_id":""}]') + 36
-_FIELDS_DECODER = msgspec.json.Decoder(_Fields)
-
-
-def _message_as_sent(text: str) -> Frame | None:
-    """A frame with one message, as all known servers write it, the message not made into an object: most are passed on
-    as they came, and that takes a third less time.
-
-    None where anything at all is otherwise. Every value is read, for not all that is JSON can be read by everybody
-    (`parse_json`).
-    """
-    # Not by one pattern, which takes twice as long.
-    if text.startswith(_IN_ENVELOPE):
-        begins, end = len(_IN_ENVELOPE), "}]}"
-    elif text.startswith(_BARE):
-        begins, end = len(_BARE), "}]"
-    else:
-        return None
-    chat, begins = text[begins : begins + 36], begins + 36
-    if not (text.startswith(_BEFORE_MESSAGE, begins) and chat.replace("-", "").isalnum()):
-        return None
-    size, reset = len(text) - (text[-1] == "\n"), False
-    if end == "}]" and _RESET.fullmatch(text, max(0, size - _RESET_SIZE), size):
-        end, reset = text[size - _RESET_SIZE : size], True
-    elif not text.endswith(end, 0, size):
-        return None
-    sent = text[begins + len(_BEFORE_MESSAGE) : size - len(end)]
-    try:
-        message = MessageSeen(Message(msgspec.Raw(sent), _FIELDS_DECODER.decode(sent)))
-    except (msgspec.MsgspecError, ValueError):
-        return None
-    return Frame((message, PreviewResetSeen()) if reset else (message,))
-
-
 def _seen(value: object) -> Seen:
     row = _object(value)
     kind = row["type"]
     if kind == "message":
-        return MessageSeen(Message(_object(row["message"])))
+        return MessageSeen(Message.of(_object(row["message"])))
     if not isinstance(kind, str):
         raise TypeError("an event needs a type")
     match kind:

@@ -61,10 +61,11 @@ class History:
 
     def add(self, message: Message) -> None:
         """The message exists."""
-        if message.id not in self.known:
-            self.known.add(message.id)
-            self._added.add(message.id)
-            self._removed.discard(message.id)
+        key = message.id
+        self.known.add(key)
+        self._added.add(key)
+        if self._removed:
+            self._removed.discard(key)
 
     def remove(self, gone: Collection[int]) -> None:
         """These do not exist any more, and never will."""

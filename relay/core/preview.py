@@ -146,14 +146,13 @@ class LiveText:
         text, reasoning = "", ""
         if self._steps:
             told += self._died_before(message)
-        step = self._ended_by(message)
-        if step is not None:
-            self.ended.append(step.number)
-            text, reasoning = step.told_text("text"), step.told_text("reasoning")
-            # A provider may keep the opening chunk of a reasoning block to itself: the rest of it is no gap.
-            whole = message.text.startswith(text) and reasoning in message.reasoning
-            if not whole:
-                told.append(Reset(step.number, "gap"))
+            if (step := self._ended_by(message)) is not None:
+                self.ended.append(step.number)
+                text, reasoning = step.told_text("text"), step.told_text("reasoning")
+                # A provider may keep the opening chunk of a reasoning block to itself: the rest of it is no gap.
+                whole = message.text.startswith(text) and reasoning in message.reasoning
+                if not whole:
+                    told.append(Reset(step.number, "gap"))
         self._stored_calls |= message.call_ids
         self._held.clear()
         self._late = {

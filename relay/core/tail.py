@@ -237,22 +237,22 @@ class ChatTail:
         self._upstream_status = None
         self._live.disconnected()
 
-    def feed(self, frame: Frame, at: datetime) -> Batch:
+    def feed(self, heard: Frame | Message, at: datetime) -> Batch:
         """One frame, received at `at`."""
-        self.hear(frame, at)
+        self.hear(heard, at)
         return self.out()
 
-    def hear(self, frame: Frame, at: datetime) -> bool:
+    def hear(self, heard: Frame | Message, at: datetime) -> bool:
         """One of several frames whose events go out together, with `out`. False: hand them out before the next."""
         self._telling.at = at
-        events = frame.events
-        undisturbed = self._episodes is False and self._snapshot is None and self._wanted is None
-        if undisturbed and len(events) == 1 and type(seen := events[0]) is MessageSeen:
+        if isinstance(heard, Frame):
+            self._hear(heard)
+        elif self._episodes is False and self._snapshot is None and self._wanted is None:
             # A short way for what nearly all frames of servers up to 2.34 are, which list no history.
-            if not self._take_message(seen.message):
-                self._pending.append(seen)
+            if not self._take_message(heard):
+                self._pending.append(MessageSeen(heard))
         else:
-            self._hear(frame)
+            self._hear(Frame((MessageSeen(heard),)))
         return self._wanted is None and self._batch.reconnect is None
 
     def _hear(self, frame: Frame) -> None:
@@ -318,7 +318,7 @@ class ChatTail:
         """The REST read that `wants` asked for. `messages` newest first; `complete`: there are none below the last."""
         self._telling.at = at
         wanted, self._wanted = self._wanted or Reconcile("unasked", self.after), None
-        page = sorted((Message(raw) for raw in messages), key=lambda message: message.id)
+        page = sorted((Message.of(raw) for raw in messages), key=lambda message: message.id)
         in_sight = complete or not self._history.known or any(message.id in self._history for message in page)
         if not in_sight and wanted.down_to:
             # Nothing we know is in sight: an edit of something older than what was read.
@@ -543,18 +543,18 @@ class ChatTail:
             self._take_message(messages[key], history_complete=True)
 
     def _take_message(self, message: Message, *, history_complete: bool = False) -> bool:
-        history = self._history
+        key, history, is_prompt = message.id, self._history, message.role == "user"
         if history.is_gone(message):
             return True
-        if message.role == "user":
-            self._streamed = message.id
-        if message.id in history.known:
+        if is_prompt:
+            self._streamed = key
+        if key in history.known:
             self._batch.replays += 1
             if self._turn is not None:
                 self._turn.add(message)
             self._note_newest(message)
             return True
-        if message.role == "user":
+        if is_prompt:
             promoted = self._queue.promoted(message)
             if self._turn is not None:
                 if not (history_complete or (promoted and self._turn.closable)) and self._wait_for(message):

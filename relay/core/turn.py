@@ -1,13 +1,13 @@
 """One turn: a user message and all that answers it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import cast
 
 import msgspec
 
 from relay.core.events import TokenUsage
-from relay.core.frames import Message
+from relay.core.frames import Message, Usage
 
 _COUNTS = (
     "input_tokens",
@@ -17,12 +17,13 @@ _COUNTS = (
     "cache_creation_tokens",
     "cache_read_tokens",
 )
+_counts_of = attrgetter(*_COUNTS)
 
 
 class _Line(msgspec.Struct, frozen=True):
     role: str
     created_at: str
-    usage: Mapping[str, object] | None
+    usage: Usage | None
 
 
 @dataclass(slots=True)
@@ -39,8 +40,10 @@ class Turn:
         if message.id < self.id or message.compaction:
             return
         self._lines[message.id] = _Line(message.role, message.created_at, message.usage)
-        self.calls |= message.calls
-        self.answered |= message.results
+        if message.calls:
+            self.calls |= message.calls
+        if message.results:
+            self.answered |= message.results
 
     @property
     def message_ids(self) -> list[int]:
@@ -55,11 +58,11 @@ class Turn:
     @property
     def usage(self) -> TokenUsage:
         """Sums over its steps; a kind that no step reported is absent."""
-        usages = [line.usage for line in self._lines.values() if line.usage]
+        usages = [line.usage for line in self._lines.values() if line.usage is not None]
         sums: dict[str, int] = {}
-        for kind in _COUNTS:
-            if counts := [count for usage in usages if isinstance(count := usage.get(kind), int)]:
-                sums[kind] = sum(counts)
+        for kind, counts in zip(_COUNTS, zip(*map(_counts_of, usages), strict=True), strict=False):
+            if counts.count(None) < len(counts):
+                sums[kind] = sum(filter(None, counts))
         return cast(TokenUsage, sums)
 
     @property

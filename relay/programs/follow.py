@@ -32,7 +32,7 @@ from relay.core.errors import (
     Unavailable,
 )
 from relay.core.events import Event, JsonObject, Origin, decode_json, encode_json
-from relay.core.frames import content_digest, decode_frame
+from relay.core.frames import FrameReader, content_digest
 from relay.core.preview import Muting, coalesce, shed
 from relay.core.resume import Commit
 from relay.core.tail import IDLE, Batch, ChatTail, Reconcile
@@ -190,6 +190,7 @@ class Follower:
     ) -> None:
         self.claim = claim
         self.tail = ChatTail(claim.chat, claim.session, claim.resume)
+        self._reader = FrameReader()
         self._upstream = upstream
         self._bus = bus
         self._claims = claims
@@ -386,10 +387,10 @@ class Follower:
     async def _take(self, frames: list[str], waited: int) -> str | None:
         """Feed frames, of so many that waited, and publish what comes of them together."""
         self._heard = True
-        at, hear = self._clock.now(), self.tail.hear
+        at, read, hear = self._clock.now(), self._reader.read, self.tail.hear
         for text in frames:
             # What stood before one that cannot be read goes out with what is told of it.
-            if not hear(decode_frame(text), at):
+            if not hear(read(text), at):
                 if (reconnect := await self._send(self.tail.out())) is not None:
                     return reconnect  # what waits behind it comes again
                 at = self._clock.now()

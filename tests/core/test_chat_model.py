@@ -239,7 +239,7 @@ class FollowedChat:
             whole = Turn(prompt)
             for key, raw in self.server.messages.items():
                 if prompt <= key < end:
-                    whole.add(Message(raw))
+                    whole.add(Message.of(raw))
             assert told[prompt] == whole.message_ids
             right = "failed" if prompt in self.server.failed else "completed" if whole.closable else "interrupted"
             assert ended[prompt] == right or (right == "failed" and ended[prompt] == "interrupted")

@@ -229,23 +229,23 @@ def test_errors_in_every_dialect(upstream: object, error: dict[str, object]) -> 
 
 
 def test_the_text_and_the_reasoning_of_a_message_are_its_parts_joined() -> None:
-    read = Message(assistant(2, "one ", call("c"), part("text", "two"), reasoning="why"))
+    read = Message.of(assistant(2, "one ", call("c"), part("text", "two"), reasoning="why"))
     assert (read.text, read.reasoning) == ("one two", "why")
 
 
 def test_parts_of_another_type_have_no_text() -> None:
-    assert Message(message(1, "user", part("file", "not this"), part("text", "this"))).text == "this"
+    assert Message.of(message(1, "user", part("file", "not this"), part("text", "this"))).text == "this"
 
 
 @pytest.mark.parametrize("content", [None, "text", {}, 7, [None, "x", 3]])
 def test_content_that_is_no_list_of_parts_is_none(content: object) -> None:
-    read = Message({"id": 1, "role": "assistant", "content": content})
+    read = Message.of({"id": 1, "role": "assistant", "content": content})
     assert (read.parts, read.text, read.reasoning, read.calls, read.results) == ([], "", "", frozenset(), frozenset())
     assert not read.compaction
 
 
 def test_a_text_that_is_null_is_empty() -> None:
-    read = Message(
+    read = Message.of(
         {"id": 1, "role": "user", "content": [{"type": "text", "text": None}, {"type": "reasoning", "text": None}]}
     )
     assert (read.text, read.reasoning) == ("", "")
@@ -253,19 +253,19 @@ def test_a_text_that_is_null_is_empty() -> None:
 
 def test_calls_that_want_a_message_and_results_that_are_one() -> None:
     own = {"provider_executed": True}
-    read = Message(assistant(2, "", call("a"), call("b", **own), result("b", **own)))
+    read = Message.of(assistant(2, "", call("a"), call("b", **own), result("b", **own)))
     assert read.calls == {"a"}
-    assert Message(tool(3, "a")).results == {"a"}
+    assert Message.of(tool(3, "a")).results == {"a"}
 
 
 def test_compaction_is_known_by_its_tool() -> None:
-    assert [Message(raw).compaction for raw in compaction(3)] == [True, True]
-    assert not Message(tool(3, "a")).compaction
+    assert [Message.of(raw).compaction for raw in compaction(3)] == [True, True]
+    assert not Message.of(tool(3, "a")).compaction
 
 
 @pytest.mark.parametrize("usage", [None, [], "x", 3])
 def test_usage_that_is_no_object_is_none(usage: object) -> None:
-    assert Message({"id": 1, "role": "assistant", "usage": usage}).usage is None
+    assert Message.of({"id": 1, "role": "assistant", "usage": usage}).usage is None
 
 
 def test_content_digests() -> None:

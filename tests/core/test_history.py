@@ -10,7 +10,7 @@ from tests.core.frames import assistant
 
 
 def message(key: int) -> Message:
-    return Message(assistant(key, "text"))
+    return Message.of(assistant(key, "text"))
 
 
 def test_a_read_that_is_older_than_the_stream_proves_nothing_about_what_is_newer() -> None:

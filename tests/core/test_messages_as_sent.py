@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from relay.core.errors import BadFrame
 from relay.core.events import Event, decode_event, decode_json
-from relay.core.frames import Message, MessageSeen, decode_frame
+from relay.core.frames import Frame, FrameReader, Message, MessageSeen, decode_frame
 from relay.core.resume import ResumePoint
 from relay.core.tail import ChatTail
 from tests.core.captures import OURS
@@ -126,6 +126,7 @@ def test_a_message_is_what_the_long_way_takes_it_for(raw: dict[str, Any], form: 
 @example(assistant(7, "", result("a") | {"field_of_tomorrow": HUGE}))
 @example(user(7) | {"field_of_tomorrow": [HUGE]})
 @example(user(7) | {"usage": {"input_tokens": HUGE}})
+@example(user(7) | {"usage": {"field_of_tomorrow": HUGE}})
 def test_consumers_get_what_the_long_way_gives_them(raw: dict[str, Any]) -> None:
     frame = written(msg(raw | {"id": 7, "role": "assistant"}))
     events, others = told(frame), told(" " + frame)
@@ -172,9 +173,13 @@ WRONG = ("\ta", r"\\x", '"a')  # in a text, as long as what they take the place 
     ],
 )
 def test_what_is_not_json_is_no_message(frame: str) -> None:
-    with pytest.raises(BadFrame) as refused:
-        decode_frame(frame)
-    assert refused.value.reason == "bad_json"
+    for before in (None, ALONE, IN_ENVELOPE, WITH_RESET):
+        reader = FrameReader()
+        if before is not None:
+            reader.read(before)
+        with pytest.raises(BadFrame) as refused:
+            reader.read(frame)
+        assert refused.value.reason == "bad_json"
 
 
 @pytest.mark.parametrize(
@@ -216,6 +221,40 @@ def shown(seen: object) -> object:
     return meaning(seen.message) if isinstance(seen, MessageSeen) else seen
 
 
+FORMS = ["%s", "%s\n", ENVELOPE, ENVELOPE.rstrip()]
+OTHER_CHAT = {"chat_id": "77777777-7777-4777-8777-777777777777"}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            MESSAGES,
+            st.sampled_from([{}, OTHER_CHAT]),
+            st.lists(st.sampled_from(OTHERS), max_size=2),
+            st.sampled_from(FORMS),
+        ),
+        min_size=2,
+        max_size=4,
+    )
+)
+@example([(user(7), {}, [], "%s"), (user(8), {}, [PREVIEW_RESET], "%s"), (user(9), {}, [], "%s")])
+def test_whatever_a_reader_has_read_the_next_frame_is_what_it_is(
+    frames: list[tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]], str]],
+) -> None:
+    reader = FrameReader()
+    for raw, chat, others, form in frames:
+        frame = written(msg(raw) | chat, *others, form=form)
+        assert outcomes(reader, frame) == outcomes(FrameReader(), " " + frame)
+
+
+def outcomes(reader: FrameReader, frame: str) -> object:
+    try:
+        read = reader.read(frame)
+    except BadFrame as exc:
+        return exc.reason
+    return [meaning(read)] if isinstance(read, Message) else list(map(shown, read.events))
+
+
 @pytest.mark.parametrize("wrong", [{"id": "7"}, {"id": None}, {"id": 7.0}, {"id": True}, {"role": None}, {"role": 1}])
 def test_a_message_without_an_id_or_a_role_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(BadFrame) as refused:
@@ -255,7 +294,18 @@ def rows_of(frame: str) -> list[dict[str, Any]]:
 
 
 def messages_in(frame: str) -> Sequence[Message]:
-    return [seen.message for seen in decode_frame(frame).events if isinstance(seen, MessageSeen)]
+    return messages_of(decode_frame(frame))
+
+
+def messages_of(read: Frame | Message) -> Sequence[Message]:
+    return [read] if isinstance(read, Message) else [one.message for one in read.events if isinstance(one, MessageSeen)]
+
+
+def test_a_reader_goes_the_short_way_again_after_a_change_of_form() -> None:
+    reader = FrameReader()
+    for frame in (ALONE, WITH_RESET, ALONE, IN_ENVELOPE, ALONE + "\n", written(msg(user(7)) | OTHER_CHAT)):
+        reader.read(written(status("running")))
+        assert list(map(short, messages_of(reader.read(frame)))) == [True], frame
 
 
 def test_a_tool_message_is_passed_on_as_it_came() -> None:

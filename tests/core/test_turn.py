@@ -14,7 +14,7 @@ from tests.core.frames import Json, assistant, call, compaction, interrupted, re
 def turn(*messages: Json) -> Turn:
     one = Turn(1)
     for raw in messages:
-        one.add(Message(raw))
+        one.add(Message.of(raw))
     return one
 
 
@@ -38,7 +38,7 @@ def test_a_turn_of_which_nothing_was_seen() -> None:
 def test_what_is_older_belongs_to_another_turn() -> None:
     assert Turn(5).message_ids == [5]
     one = Turn(5)
-    one.add(Message(assistant(4, "before")))
+    one.add(Message.of(assistant(4, "before")))
     assert (one.message_ids, one.steps) == ([5], 0)
 
 
