@@ -13,7 +13,7 @@ import prometheus_client
 from prometheus_client import Counter, Gauge
 
 from relay.core.errors import TooLarge, Unavailable, Unroutable
-from relay.core.events import CONTENT_TYPE, EXCHANGE, Event
+from relay.core.events import CONTENT_TYPE, EXCHANGE, Event, names_of
 
 
 class Histogram(prometheus_client.Histogram):
@@ -102,7 +102,7 @@ class Sender(Protocol):
 
 def outgoing(event: Event) -> Outgoing:
     """The event as it travels."""
-    names = event.names
+    names = names_of(event.family, event.event, event.detail)
     durable = not names.transient
     time = event.time
     return _outgoing(

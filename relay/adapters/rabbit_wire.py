@@ -9,6 +9,7 @@ import asyncio
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Protocol, cast
 
 import pamqp.encode
@@ -35,8 +36,11 @@ _CONTENT_TYPE, _HEADERS, _DELIVERY_MODE = 1 << 15, 1 << 13, 1 << 12
 _MESSAGE_ID, _TIMESTAMP, _TYPE, _APP_ID = 1 << 7, 1 << 6, 1 << 5, 1 << 3
 _PROPERTIES = _CONTENT_TYPE | _DELIVERY_MODE | _MESSAGE_ID | _TIMESTAMP | _TYPE | _APP_ID
 
-_REMEMBERED = 4096  # routes, of which there are some per chat
+_REMEMBERED = 4096  # what messages have in common: there are some for each chat
 _ALIVE_SECONDS = 0.5  # half of the shortest heartbeat
+
+
+_layout_of = lru_cache(maxsize=256)(struct.Struct)  # one is larger than what it describes, and few differ
 
 
 def _short(text: str) -> bytes:
@@ -52,8 +56,7 @@ class Encoder:
     def __init__(self, channel: int, frame_max: int) -> None:
         self._channel = channel
         self.largest_body = (frame_max or 131072) - 8  # of one frame; 0 is "no limit"
-        self._routes: dict[tuple[str, str, bool], bytes] = {}
-        self._kinds: dict[tuple[str, bool, str, int], tuple[struct.Struct, bytes, bytes, bytes]] = {}
+        self._layouts: dict[tuple[str, str, bool, str, bool, str, int], tuple[struct.Struct, bytes, bytes, bytes]] = {}
 
     def encode(self, messages: Sequence[Outgoing], parts: list[bytes]) -> int:
         """Append the frames of messages, up to one that needs `frames`; how many messages these were.
@@ -61,20 +64,17 @@ class Encoder:
         Raises:
             ValueError, struct.error: One cannot be written at all. `parts` is as it was.
         """
-        before, largest, routes, kinds = len(parts), self.largest_body, self._routes, self._kinds
+        before, largest, layouts = len(parts), self.largest_body, self._layouts
         number = 0
         try:
             for name, _, exchange, key, body, type_, timestamp, persistent, mandatory, content, headers in messages:
                 size = len(body)
                 if not 0 < size <= largest or headers is not None:
                     break
-                route = routes.get((exchange, key, mandatory)) or self._route(exchange, key, mandatory)
                 raw = name.encode()
-                kind = kinds.get((type_, persistent, content, len(raw)))
-                if kind is None:
-                    kind = self._kind(type_, persistent, content, len(raw))
-                layout, start, middle, end = kind
-                parts += (route, layout.pack(start, size, middle, raw, timestamp, end, size), body, _END)
+                alike = (exchange, key, mandatory, type_, persistent, content, len(raw))
+                layout, start, middle, end = layouts.get(alike) or self._layout(alike)
+                parts += (layout.pack(start, size, middle, raw, timestamp, end, size), body, _END)
                 number += 1
         except BaseException:
             del parts[before:]
@@ -115,27 +115,24 @@ class Encoder:
 
     def _route(self, exchange: str, key: str, mandatory: bool) -> bytes:
         content = struct.pack(">IH", _PUBLISH, 0) + _short(exchange) + _short(key) + (b"\x01" if mandatory else b"\x00")
-        if len(self._routes) >= _REMEMBERED:
-            self._routes.clear()
-        route = self._routes[exchange, key, mandatory] = self._whole(_METHOD, content)
-        return route
+        return self._whole(_METHOD, content)
 
-    def _kind(
-        self, type_: str, persistent: bool, content: str, name_size: int
-    ) -> tuple[struct.Struct, bytes, bytes, bytes]:
+    def _layout(self, alike: tuple[str, str, bool, str, bool, str, int]) -> tuple[struct.Struct, bytes, bytes, bytes]:
+        exchange, key, mandatory, type_, persistent, content, name_size = alike
         if name_size > 255:
             raise ValueError("AMQP takes no more than 255 bytes for a message id")
         middle = struct.pack(">H", _PROPERTIES) + _short(content) + (b"\x02" if persistent else b"\x01")
         middle += bytes([name_size])
         after = _short(type_) + _short(APP_ID)
         size = 12 + len(middle) + name_size + 8 + len(after)
-        start = _frame.pack(_HEADER, self._channel, size) + struct.pack(">HH", _BASIC, 0)
+        start = self._route(exchange, key, mandatory)
+        start += _frame.pack(_HEADER, self._channel, size) + struct.pack(">HH", _BASIC, 0)
         end = after + _END + struct.pack(">BH", _BODY, self._channel)
-        layout = struct.Struct(f">{len(start)}sQ{len(middle)}s{name_size}sQ{len(end)}sI")
-        if len(self._kinds) >= _REMEMBERED:
-            self._kinds.clear()
-        kind = self._kinds[type_, persistent, content, name_size] = (layout, start, middle, end)
-        return kind
+        layout = _layout_of(f">{len(start)}sQ{len(middle)}s{name_size}sQ{len(end)}sI")
+        if len(self._layouts) >= _REMEMBERED:
+            self._layouts.clear()
+        known = self._layouts[alike] = (layout, start, middle, end)
+        return known
 
 
 class Receiver(Protocol):

@@ -23,6 +23,7 @@ from relay.core.events import (
     StatusData,
     TurnData,
     event_id,
+    message_event_id,
     to_utc,
     utc,
 )
@@ -100,7 +101,7 @@ class Telling:
         """A durable message exists."""
         raw, text = message.raw, message.text
         data: Data | SentMessage = {"message": raw, "text": text} if isinstance(raw, dict) else SentMessage(raw, text)
-        key = event_id(self.chat, "message", message.id)
+        key = message_event_id(self.chat, message.id)
         self._emit("message", message.role, data, key, to_utc(message.created_at))
 
     def history(

@@ -244,7 +244,7 @@ def test_more_routes_than_are_remembered_are_all_right() -> None:
     assert [(m.routing_key, m.type) for m in decoded(b"".join(parts), 131072)] == [
         (m.routing_key, m.type) for m in messages
     ]
-    assert len(encoder._routes) <= 4096
+    assert len(encoder._layouts) <= 4096
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from relay.core.events import (
     decode_event,
     encode_json,
     event_id,
+    message_event_id,
     parse_json,
     routing_word,
     to_utc,
@@ -254,6 +255,11 @@ def test_the_body_is_the_envelope(
 def test_an_id_is_the_uuid5_of_its_name(fact: tuple[str, list[object]]) -> None:
     name = json.dumps([REF.deployment, str(REF.chat_id), fact[0], *fact[1]], separators=(",", ":"))
     assert event_id(REF, fact[0], *fact[1]) == str(uuid5(UUID("6b2f7a0e-6f43-5c0e-9a53-3f0f8a3a5d11"), name))
+
+
+@given(st.integers(0, 2**63 - 1))
+def test_a_message_has_the_id_of_its_fact(number: int) -> None:
+    assert message_event_id(REF, number) == event_id(REF, "message", number)
 
 
 @given(ANY_JSON)
