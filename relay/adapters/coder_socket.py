@@ -1,6 +1,8 @@
 """WebSockets that notice that their link is dead, and that cost less than the library's own where much is heard."""
 
 import asyncio
+import struct
+from collections import deque
 from types import GeneratorType
 from typing import ClassVar, cast
 
@@ -13,6 +15,7 @@ _LOOKS = 8  # in the time after which a silent socket is pinged
 _TEXT, _PING = 0x81, 0x89  # first byte of a text and of a ping in one piece (RFC 6455, 5.2)
 _LONGEST_PING = 125
 _TWO_BYTES, _EIGHT_BYTES = 126, 127  # the length follows in so many
+_head = struct.Struct(">BBH")  # first byte, length, and the length if it takes two bytes
 _HEADERS_END = b"\r\n\r\n"
 _LONGEST_PART = 65536  # of a frame that is kept until the rest of it comes
 
@@ -57,9 +60,9 @@ class WatchedSocket(ClientConnection):
     def at_hand(self) -> list[str]:
         """The texts that came with the one that `recv` gave last, up to whatever else came."""
         texts: list[str] = []
-        waiting = self.recv_messages.frames.queue
+        waiting = cast(deque[Frame | _Text], self.recv_messages.frames.queue)
         for frame in waiting:
-            if frame.opcode is not Opcode.TEXT or not frame.fin:
+            if not isinstance(frame, _Text) and (frame.opcode is not Opcode.TEXT or not frame.fin):
                 break
             try:
                 texts.append(str(frame.data, "utf-8"))
@@ -86,12 +89,16 @@ class WatchedSocket(ClientConnection):
         """Take in the plain frames that data begins with; what comes behind them. A part of one is kept for later."""
         place, end, pinged = 0, len(data), False
         texts: list[_Text] = []
-        limit = self.protocol.max_message_size or 0
+        limit, last = self.protocol.max_message_size or 0, end - _head.size
         while end - place >= 2:
-            first, size, start = data[place], data[place + 1], place + 2  # one that is masked, which is wrong, is large
-            if first == _TEXT:
+            if place <= last:
+                first, size, long = _head.unpack_from(data, place)
+            else:
+                first, size, long = data[place], data[place + 1], 0
+            start = place + 2
+            if first == _TEXT:  # one that is masked, which is wrong, is large
                 if size == _TWO_BYTES:
-                    size, start = int.from_bytes(data[start : start + 2], "big"), start + 2
+                    size, start = long, start + 2
                 elif size == _EIGHT_BYTES:
                     size, start = int.from_bytes(data[start : start + 8], "big"), start + 8
                 elif size > _EIGHT_BYTES:
