@@ -12,7 +12,7 @@ from relay.core.errors import LostClaim
 from relay.core.resume import Commit
 from relay.ports import Clock
 
-_REST_SECONDS = 1.0  # between two saves of one chat
+_REST_SECONDS = 1.0  # between two saves of one chat, at most
 _BEHIND_SECONDS = 2.0  # so long something may be confirmed and unsaved; then the store is waited for
 
 
@@ -125,10 +125,15 @@ class Saving:
     async def _pause(self) -> None:
         if not self._urgent:
             self._rest = asyncio.get_running_loop().create_future()
-            await asyncio.wait([self._rest], timeout=_REST_SECONDS)
+            await asyncio.wait([self._rest], timeout=_rest_seconds(self._clock.monotonic()))
             self._rest = None
 
     def _hurry(self) -> None:
         self._urgent = True
         if self._rest is not None and not self._rest.done():
             self._rest.set_result(None)
+
+
+def _rest_seconds(now: float) -> float:
+    """Until the moment that all chats wait for: what is saved at the same time is one transaction."""
+    return _REST_SECONDS - now % _REST_SECONDS
