@@ -1,9 +1,7 @@
 """Many chats of one account: found, followed while something goes on, let go, found again, shared between workers."""
 
 import asyncio
-import itertools
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
 
@@ -278,19 +276,10 @@ async def test_the_status_may_be_asked_for_on_another_thread_while_chats_come_an
         await until(lambda: worker.state.followed == set(chats))
         (running,) = worker._running.values()
         passing = [UUID(int=number) for number in range(2000)]
-        asked = itertools.count(1)
-        enough = threading.Event()
-
-        def ask() -> None:
-            while not enough.is_set():
-                worker.status()
-                if next(asked) == 20:
-                    enough.set()
-
         with ThreadPoolExecutor(1) as other:
             sys.setswitchinterval(1e-6)
             try:
-                asking = other.submit(ask)
+                asking = other.submit(lambda: [worker.status() for _ in range(20)])
                 while not asking.done():
                     for chat in passing:
                         worker._running[chat] = running
@@ -299,6 +288,5 @@ async def test_the_status_may_be_asked_for_on_another_thread_while_chats_come_an
                         del worker._running[chat]
                         worker.state.followed.discard(chat)
             finally:
-                enough.set()
                 sys.setswitchinterval(switching)
             asking.result()
