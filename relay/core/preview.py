@@ -11,7 +11,7 @@ from typing import Literal
 
 from msgspec import structs
 
-from relay.core.events import Event, JsonObject, PreviewData
+from relay.core.events import Event, JsonObject, PreviewData, parse_json
 from relay.core.frames import COMPACTION_TOOL, Message, PartSeen, text_of
 
 ResetReason = Literal["retry", "gap", "reconnect", "superseded"]
@@ -151,7 +151,7 @@ class LiveText:
                 text, reasoning = step.told_text("text"), step.told_text("reasoning")
                 # A provider may keep the opening chunk of a reasoning block to itself: the rest of it is no gap.
                 whole = message.text.startswith(text) and reasoning in message.reasoning
-                if not whole:
+                if not (whole and _arguments_agree(step, message)):
                     told.append(Reset(step.number, "gap"))
         self._stored_calls |= message.call_ids
         self._held.clear()
@@ -354,6 +354,21 @@ def delta_of(seen: PartSeen) -> tuple[str, str | None]:
 def with_delta(seen: PartSeen, text: str) -> JsonObject:
     name = "args_delta" if seen.kind == "tool-call" else "text"
     return seen.part if seen.part.get(name) == text else {**seen.part, name: text}
+
+
+def _arguments_agree(step: _Step, message: Message) -> bool:
+    """False where what was told of a call's arguments is whole, and not what the call has: a fragment was lost."""
+    for part in message.parts:
+        channel = step.channels.get(f"args:{part.tool_call_id}")
+        if channel is None or part.type != "tool-call" or part.args is None:
+            continue
+        try:
+            told = parse_json(channel.told)
+        except ValueError:
+            continue  # as long as it is a part of them, nobody can say
+        if told != part.args:
+            return False
+    return True
 
 
 def _is_subsequence(short: str, long: str) -> bool:

@@ -439,7 +439,7 @@ class ChatTail:
         if self._statement_due and whole:
             # After a crash: consumers may hold messages that were confirmed, not saved, and edited away since.
             self._statement(self._history.known, set(), "restart")
-        self._statement_due = False
+        self._stated()
         for seen in rest:
             self._take(seen)
         self._take_queue(queue, anyway=self._queue_due)
@@ -749,7 +749,11 @@ class ChatTail:
 
     def _statement(self, ids: set[int], gone: set[int], reason: HistoryReason) -> None:
         self._telling.history(ids, gone, reason, after_crash=self._statement_due)
+        self._stated()
+
+    def _stated(self) -> None:
         self._statement_due = False
+        self._telling.chat_as_it_is()
 
     # --- turns --------------------------------------------------------------------------------------------------------
 

@@ -44,6 +44,7 @@ class Telling:
     """Makes the events. `take` hands out those made since it was called last."""
 
     __slots__ = (
+        "_chat_due",
         "_error_connection",
         "_events",
         "_lifecycle_due",
@@ -89,6 +90,7 @@ class Telling:
         self.lifecycle_count = resume.lifecycle_count
         self.archived = resume.archived
         self._lifecycle_due = not resume.clean and resume.lifecycle is not None
+        self._chat_due: JsonObject | None = None  # after a crash, and unchanged: to be told once it was read
 
     def take(self) -> list[Event]:
         """In the order in which they must go out."""
@@ -163,20 +165,28 @@ class Telling:
 
     def lifecycle_of(self, chat: JsonObject) -> None:
         """What changed about the chat itself since the last such event, if anything. After a crash what it is, anyway:
-        consumers may hold a change that was not saved, and undone since."""
+        consumers may hold a change that was not saved, and undone since. That waits for `chat_as_it_is`."""
         change = lifecycle_change(chat, self.lifecycle, was_archived=self.archived)
         due, self._lifecycle_due = self._lifecycle_due, False
         if change is None:
-            if due:
-                key = event_id(self.chat, "lifecycle", "session", self.session)
-                self._emit("lifecycle", "updated", {"chat": chat, "changed": []}, key, origin=Origin.RECONCILE)
-                self.lifecycle_count += 1  # the same change may come again, and was told under the count before
+            self._chat_due = chat if due else self._chat_due
             return
+        self._chat_due = None
         key = event_id(self.chat, "lifecycle", change.event, change.digest, self.lifecycle_count)
         data: Data = {"chat": chat, "changed": change.changed}
         self._emit("lifecycle", change.event, data, key, origin=Origin.RECONCILE)
         self.lifecycle, self.archived = change.fields, change.archived
         self.lifecycle_count += 1
+
+    def chat_as_it_is(self) -> None:
+        """History was read: tell of the chat, too, what is due. One that cannot be read would be told with each try."""
+        if self._chat_due is None:
+            return
+        key = event_id(self.chat, "lifecycle", "session", self.session)
+        data: Data = {"chat": self._chat_due, "changed": []}
+        self._emit("lifecycle", "updated", data, key, origin=Origin.RECONCILE)
+        self._chat_due = None
+        self.lifecycle_count += 1  # the same change may come again, and was told under the count before
 
     def gone(self, chat: JsonObject) -> None:
         """Upstream does not have the chat any more. Told once, also where two workers find it at the same time."""

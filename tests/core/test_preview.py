@@ -334,6 +334,30 @@ def test_reasoning_may_lack_its_first_chunk() -> None:
     assert told(tail.all, "preview")[-1] == "reset 1 gap"
 
 
+@pytest.mark.parametrize(
+    ("pieces", "takes_back"),
+    [
+        pytest.param(['{"path":"a', 'c"}'], True, id="a fragment in the middle was lost"),
+        pytest.param(['{"path":"a', 'bc"}'], False, id="all came"),
+        pytest.param(['{ "path" : "a', 'bc" }\n'], False, id="written in another way"),
+        pytest.param(['{"path":"a'], False, id="the rest is late or lost"),
+        pytest.param([""], False, id="nothing"),
+    ],
+)
+def test_arguments_that_are_not_those_of_the_message_are_taken_back(pieces: list[str], *, takes_back: bool) -> None:
+    tail = running()
+    tail.feed(live(*(delta("c", piece) for piece in pieces)))
+    events = tail.feed(msg(assistant(2, "", call("c", args={"path": "abc"}))))
+    assert told(events) == [*(["reset 0 gap"] if takes_back else []), "message 2"]
+
+
+def test_of_several_calls_each_has_its_own_arguments() -> None:
+    tail = running()
+    tail.feed(live(delta("c", '{"x":1}'), delta("d", '{"x":2}'), delta("e", "2}")))
+    calls = (call("c", args={"x": 1}), call("d", args={"x": 2}), call("e", args={"x": 2}), call("f", args={}))
+    assert told(tail.feed(msg(assistant(2, "", *calls)))) == ["message 2"]
+
+
 def test_a_step_that_died_without_its_message_is_superseded() -> None:
     tail = running()
     tail.feed(text("par"), queue(queued(3, "next")), msg(user(4, "next")))

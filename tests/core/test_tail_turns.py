@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from relay.core.events import Origin, event_id
+from relay.core.events import Event, Origin, event_id
 from tests.core.frames import (
     AT,
+    PREVIEW_RESET,
     REF,
     Tail,
     assistant,
@@ -721,15 +722,42 @@ def test_after_a_crash_the_chat_is_told_as_it_is_though_nothing_changed() -> Non
     archived = {**CHAT, "archived": True}
     (lost,) = first.tail.discovered(archived, AT).events
     second = first.again(saved=saved, clean=False)
-    (restated,) = second.tail.discovered(dict(CHAT), AT).events
+    restated = stated_anew(second)
     assert told([restated]) == ["lifecycle updated"]
     assert data_of(restated) == {"chat": CHAT, "changed": []}
     assert discover(second) == []
     (again,) = second.again().tail.discovered(archived, AT).events
     assert told([again]) == ["lifecycle archived"]
     assert len({lost.id, restated.id, again.id}) == 3
-    third = second.again(clean=False)
-    assert third.tail.discovered(dict(CHAT), AT).events[0].id != restated.id
+    assert stated_anew(second.again(clean=False)).id != restated.id
+
+
+def stated_anew(tail: Tail) -> Event:
+    """The chat as it is told to those that hold what a session before may have told, behind its history."""
+    assert discover(tail) == []
+    events = tail.connect(status("waiting"), msg(user(1)))
+    assert [one.event for one in events if one.event in ("history", "lifecycle")] == ["history", "lifecycle"]
+    return next(one for one in events if one.event == "lifecycle")
+
+
+def test_a_chat_that_cannot_be_read_after_a_crash_is_not_told_with_each_attempt() -> None:
+    first = Tail()
+    discover(first)
+    second = first.again(clean=False)
+    for _ in range(3):
+        assert discover(second) == []
+        second = second.again(clean=False)
+    assert stated_anew(second)
+
+
+def test_a_chat_whose_history_has_not_changed_is_told_as_it_is_too() -> None:
+    """From 2.35 on a server that is asked for what came after a revision may say: nothing."""
+    first = Tail()
+    discover(first)
+    first.connect(msg(user(1)), status("waiting", 3), PREVIEW_RESET)
+    second = first.again(clean=False)
+    assert discover(second) == []
+    assert told(second.connect(status("waiting", 3), PREVIEW_RESET), "history", "lifecycle") == ["lifecycle updated"]
 
 
 def test_after_a_crash_a_change_that_stands_is_told_under_its_old_id() -> None:
