@@ -14,7 +14,7 @@ wants a REST read (`Reconcile`) and everything behind the doubtful event waits f
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -459,7 +459,7 @@ class ChatTail:
             # A REST read may have been ahead of the stream.
             missing = {key for key in missing if key < max(messages, default=0)}
         if missing:
-            self._remove(missing, (self._history.known - missing) | set(messages), "edit")
+            self._remove(missing, (self._history.known - missing) | set(messages), "edit", messages.values())
 
     def _take_snapshot_parts(self, parts: list[PartSeen]) -> None:
         if isinstance(self._live, EpisodeText):
@@ -682,7 +682,7 @@ class ChatTail:
             surviving = (self._history.known - gone) | {message.id for message in page}
             successor = lowest_above(surviving, gone)
             edited = any(message.id == successor and message.role == "user" for message in page)
-            self._remove(gone, surviving, "edit" if edited else "reconcile")
+            self._remove(gone, surviving, "edit" if edited else "reconcile", page)
         fresh = {message.id for message in page if self._history.is_new(message)}
         if self._statement_due:
             self._statement(self._history.known | fresh, set(), "restart")
@@ -737,18 +737,23 @@ class ChatTail:
                 self._telling.turn_error(self._error, self._turn.id)
         self._close_turn()
 
-    def _remove(self, gone: set[int], surviving: set[int], reason: HistoryReason) -> None:
-        """History lost `gone`; `surviving` is all of it now, ids that are published next included."""
+    def _remove(self, gone: set[int], surviving: set[int], reason: HistoryReason, shown: Collection[Message]) -> None:
+        """History lost `gone`; `surviving` is all of it now, ids of those of `shown` included that are told next."""
         self._history.remove(gone)
         if self._turn is not None and self._turn.id in gone:
             # Edited away before it ended: no `chat.turn` for it.
             self._turn = None
             self._error, self._failed = None, False
             self._telling.previews(self._live.superseded())
-        self._statement(surviving, gone, "restart" if self._statement_due else reason)
+        if self._statement_due:
+            self._statement(surviving, gone, "restart")
+        else:
+            giver = lowest_above(surviving, gone)
+            at = next((message.created_at for message in shown if message.id == giver), "")
+            self._statement(surviving, gone, reason, at)
 
-    def _statement(self, ids: set[int], gone: set[int], reason: HistoryReason) -> None:
-        self._telling.history(ids, gone, reason, after_crash=self._statement_due)
+    def _statement(self, ids: set[int], gone: set[int], reason: HistoryReason, at: str = "") -> None:
+        self._telling.history(ids, gone, reason, after_crash=self._statement_due, at=at)
         self._stated()
 
     def _stated(self) -> None:

@@ -107,12 +107,13 @@ class Telling:
         self._emit("message", message.role, data, key, to_utc(message.created_at))
 
     def history(
-        self, ids: Collection[int], gone: Collection[int], reason: HistoryReason, *, after_crash: bool = False
+        self, ids: Collection[int], gone: Collection[int], reason: HistoryReason, *, after_crash: bool, at: str = ""
     ) -> None:
-        """All of history is `ids` now. After a crash the statement is the session's own, whatever it says."""
+        """All of history is `ids` now. After a crash the statement is the session's own, whatever it says. `at`: when
+        the message was made that the id is of, as upstream says."""
         source: tuple[object, ...] = ("session", self.session) if after_crash else (lowest_above(ids, gone),)
         data: HistoryData = {"message_ids": sorted(ids), "removed_ids": sorted(gone), "reason": reason}
-        self._emit("history", "replaced", data, event_id(self.chat, "history", *source))
+        self._emit("history", "replaced", data, event_id(self.chat, "history", *source), to_utc(at))
 
     def turn(self, turn: Turn, outcome: Outcome, error: ChatErrorData | None) -> None:
         """A turn ended. `error`: of a failed one, where it is known."""

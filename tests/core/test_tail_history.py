@@ -2,11 +2,13 @@
 
 import pytest
 
-from relay.core.events import Origin
+from relay.core.events import Origin, utc
 from relay.core.frames import decode_frame
 from relay.core.resume import ResumePoint
 from tests.core.frames import (
     AT,
+    HISTORY_RESET,
+    PREVIEW_RESET,
     STORED,
     Tail,
     assistant,
@@ -306,6 +308,22 @@ def test_a_missed_edit_is_found_after_a_reconnect() -> None:
     assert list(fold(tail.all)) == [1, 2, 9, 10]
 
 
+@pytest.mark.parametrize("shown_by", ["rest", "reset"])
+def test_a_rewrite_has_the_time_of_the_message_that_it_made(shown_by: str) -> None:
+    tail = answered_chat()
+    edit = {**user(9), "created_at": "2026-03-20T18:19:30Z"}
+    if shown_by == "rest":
+        tail.reconnect(status("waiting"), msg(edit))
+        tail.answer(user(1), assistant(2, "one"), edit)
+    else:
+        tail.reconnect(
+            HISTORY_RESET, msg(user(1)), msg(assistant(2, "one")), msg(edit), status("waiting"), PREVIEW_RESET
+        )
+    (rewrite,) = [one for one in tail.all if one.event == "history"]
+    assert told([rewrite]) == ["history 1 2 9 (edit)"]
+    assert rewrite.time == "2026-03-20T18:19:30Z"
+
+
 def test_a_missed_edit_of_something_old_is_looked_for_further_down() -> None:
     """Nothing of the page is known: the edit lies below what was read."""
     tail = answered_chat()
@@ -505,6 +523,7 @@ def test_after_a_crash_the_history_is_stated_exactly_once() -> None:
     assert not second.to_save().clean
     events = second.connect(status("waiting"), msg(user(5)), msg(assistant(6, "two")))
     assert told(events, "history") == ["history 1 2 5 6 (restart)"]
+    assert [one.time for one in events if one.event == "history"] == [utc(AT)], "it is the session's own"
     assert second.to_save().clean
     second.reconnect(status("waiting"), msg(user(5)), msg(assistant(6, "two")))
     assert len(told(second.all, "history")) == 1
