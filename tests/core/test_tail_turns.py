@@ -747,7 +747,7 @@ def test_a_chat_that_cannot_be_read_after_a_crash_is_not_told_with_each_attempt(
     for _ in range(3):
         assert discover(second) == []
         second = second.again(clean=False)
-    assert stated_anew(second)
+    assert told([stated_anew(second)]) == ["lifecycle updated"]
 
 
 def test_a_chat_whose_history_has_not_changed_is_told_as_it_is_too() -> None:
