@@ -105,7 +105,7 @@ _FINISH_SECONDS = 3.0  # for what a cancelled follower had in hand
 _COUNTED = frozenset(("retry", "error", "history"))  # events that have a metric of their own
 _event_of = attrgetter("event")
 _RARELY = 60  # longest delays, at most, between two tries of what the broker will not take
-_PUBLISH_AT_ONCE = 256  # a long history goes out in pieces: each publish has one deadline
+_PUBLISH_AT_ONCE = 512  # more than a turn of frames tells; a long history goes out in pieces: each has one deadline
 
 _STREAM_ERRORS = ("dropped_messages", "snapshot_failed", "bad_frame")
 _RESYNCS = ("dropped_messages", "snapshot_failed", "bad_frame", "gap", "stale", "too_large")
