@@ -745,15 +745,10 @@ class ChatTail:
             self._turn = None
             self._error, self._failed = None, False
             self._telling.previews(self._live.superseded())
-        if self._statement_due:
-            self._statement(surviving, gone, "restart")
-        else:
-            giver = lowest_above(surviving, gone)
-            at = next((message.created_at for message in shown if message.id == giver), "")
-            self._statement(surviving, gone, reason, at)
+        self._statement(surviving, gone, "restart" if self._statement_due else reason, shown)
 
-    def _statement(self, ids: set[int], gone: set[int], reason: HistoryReason, at: str = "") -> None:
-        self._telling.history(ids, gone, reason, after_crash=self._statement_due, at=at)
+    def _statement(self, ids: set[int], gone: set[int], reason: HistoryReason, shown: Collection[Message] = ()) -> None:
+        self._telling.history(ids, gone, reason, after_crash=self._statement_due, shown=shown)
         self._stated()
 
     def _stated(self) -> None:

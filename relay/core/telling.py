@@ -107,13 +107,23 @@ class Telling:
         self._emit("message", message.role, data, key, to_utc(message.created_at))
 
     def history(
-        self, ids: Collection[int], gone: Collection[int], reason: HistoryReason, *, after_crash: bool, at: str = ""
+        self,
+        ids: Collection[int],
+        gone: Collection[int],
+        reason: HistoryReason,
+        *,
+        after_crash: bool,
+        shown: Iterable[Message],
     ) -> None:
-        """All of history is `ids` now. After a crash the statement is the session's own, whatever it says. `at`: when
-        the message was made that the id is of, as upstream says."""
-        source: tuple[object, ...] = ("session", self.session) if after_crash else (lowest_above(ids, gone),)
+        """All of history is `ids` now, those of `shown` among them. After a crash the statement is the session's own,
+        whatever it says; else it is known by the message that followed what is gone, and has its time."""
+        source: tuple[object, ...] = ("session", self.session)
+        time = None
+        if not after_crash:
+            source = (lowest_above(ids, gone),)
+            time = next((to_utc(message.created_at) for message in shown if message.id == source[0]), None)
         data: HistoryData = {"message_ids": sorted(ids), "removed_ids": sorted(gone), "reason": reason}
-        self._emit("history", "replaced", data, event_id(self.chat, "history", *source), to_utc(at))
+        self._emit("history", "replaced", data, event_id(self.chat, "history", *source), time)
 
     def turn(self, turn: Turn, outcome: Outcome, error: ChatErrorData | None) -> None:
         """A turn ended. `error`: of a failed one, where it is known."""
